@@ -23,7 +23,11 @@
  * and carries n itself.  The engine stores the slot's `seq` as 0, the words,
  * then `seq` (release), then state.log_head.  A reader that last applied
  * number n reads n + 1 … log_head; a slot whose `seq` is larger than wanted
- * means that the reader was lapped: everything of that rank is void.
+ * means that the reader was lapped: what it knew of any rank is void, for
+ * nobody can say whose records were lost.  A record says that a tag
+ * (chan_message.h) stopped being resident on a rank.  A rank whose cache is
+ * emptied as a whole takes a new epoch instead of logging each tag: what was
+ * known of the old epoch is void.
  *
  * RECOVERY  A reader that finds an odd counter too long, a bad size or an old
  * heartbeat treats the engine as gone.  A board is never reused by another

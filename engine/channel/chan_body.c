@@ -30,6 +30,7 @@ static int chan_check_section(const chan_section_t *sec, chan_seen_t *seen,
     char *err);
 static int chan_check_ids(const chan_section_t *sec, char *err);
 static int chan_check_bias(const chan_section_t *sec, char *err);
+static int chan_check_tags(const chan_section_t *sec, char *err);
 static int chan_check_seen(const chan_submit_t *submit,
     const chan_seen_t *seen, char *err);
 
@@ -229,12 +230,7 @@ chan_check_section(const chan_section_t *sec, chan_seen_t *seen, char *err)
 
     case CHAN_SEC_TAGS:
         seen->tags++;
-
-        if (sec->size % sizeof(chan_tag_t) != 0) {
-            return chan_fail(err, "tags of %zu bytes", sec->size);
-        }
-
-        return CHAN_OK;
+        return chan_check_tags(sec, err);
 
     case CHAN_SEC_TENANT:
         seen->tenants++;
@@ -300,6 +296,37 @@ chan_check_bias(const chan_section_t *sec, char *err)
             return chan_fail(err, "logit bias %g of token id %d",
                              (double) bias.bias, bias.id);
         }
+    }
+
+    return CHAN_OK;
+}
+
+
+static int
+chan_check_tags(const chan_section_t *sec, char *err)
+{
+    size_t      i;
+    uint64_t    last;
+    chan_tag_t  tag;
+
+    if (sec->size % sizeof(tag) != 0
+        || sec->size / sizeof(tag) > CHAN_TAGS_MAX)
+    {
+        return chan_fail(err, "tags of %zu bytes", sec->size);
+    }
+
+    last = 0;
+
+    for (i = 0; i < sec->size; i += sizeof(tag)) {
+        memcpy(&tag, sec->data + i, sizeof(tag));
+
+        if (tag.end <= last) {
+            return chan_fail(err, "tag that ends at %llu after one at %llu",
+                             (unsigned long long) tag.end,
+                             (unsigned long long) last);
+        }
+
+        last = tag.end;
     }
 
     return CHAN_OK;

@@ -50,6 +50,47 @@
  * A worker sends SUBMIT only if, after it, the submission ring still has
  * CHAN_REQUEST_RESERVE bytes for each request in flight, this one included,
  * so that CANCEL and one coalesced WINDOW always fit.
+ *
+ *
+ * CANONICAL PROMPT, TAGS, TENANT
+ *
+ * The canonical prompt of a body is a string of bytes that both sides can make
+ * from its sections, whatever template the model has:
+ *
+ *     chat          for each MESSAGE in order: one byte CHAN_CANON_ROLE + role,
+ *                   then the content; of an ASSISTANT's content only what
+ *                   follows the last "</think>", if there is one.  Nothing
+ *                   stands between messages or after the last; the role's byte
+ *                   (f9 ... fc) is never part of UTF-8, so no content looks
+ *                   like another message
+ *     TEXT          its bytes
+ *     IDS           its int32_t, four bytes each, as they are in memory
+ *
+ * A tag names a whole prefix of it: all bytes before `end`, in one tenant and
+ * one model.  Tags of a request are sorted by `end`, which rises strictly and
+ * is at least 1; there are at most CHAN_TAGS_MAX, and those of a prompt that
+ * continues another begin with the other's.  The module tags every whole block
+ * of so many bytes; a block may end inside a code point or a token.  How a tag
+ * is made is the module's own affair: for the engine it is a name to be given
+ * back, and equal tags prove nothing.
+ *
+ * The last token of a tag is the one that holds the byte before `end`.  A
+ * message's canonical content is a tail of its content, and so is what a
+ * template renders of it: a byte is found by its distance from the content's
+ * end.  A byte that is not rendered (a role's byte, what the template drops)
+ * counts as the one before the rendered content's first.  A tag is resident on
+ * a rank while the KV block of its last token is, and
+ *
+ *     ACCEPTED.tags_matched   counts the tags, from the first on without a gap,
+ *                             whose last token lies in the cached prefix that
+ *                             the request took over on that rank
+ *     the eviction log        gets (rank, tag) when a tag stops being resident
+ *                             there, before any later ACCEPTED; a tag that
+ *                             never became resident is not logged
+ *
+ * TENANT is the isolation key: cached KV is shared only between requests with
+ * equal keys, none at all being one of them.  The module sends the account, a
+ * zero byte and `user`, or `user` alone where there is no account.
  */
 
 #ifndef CHAN_MESSAGE_H
@@ -134,10 +175,13 @@ enum {
     CHAN_SEC_IDS        = 3,     /* completion prompt, int32_t[] */
     CHAN_SEC_STOP       = 4,     /* one stop string (UTF-8), 1 … 256 bytes */
     CHAN_SEC_BIAS       = 5,     /* chan_bias_t[], at most 1024 */
-    CHAN_SEC_TAGS       = 6,     /* chan_tag_t[] */
+    CHAN_SEC_TAGS       = 6,     /* chan_tag_t[], `end` rising */
     CHAN_SEC_TENANT     = 7,     /* isolation key, bytes */
     CHAN_SEC_RESUME_IDS = 8      /* ids already generated, int32_t[] */
 };
+
+#define CHAN_TAGS_MAX       4096
+#define CHAN_CANON_ROLE     0xf8     /* plus CHAN_ROLE_*, in canonical bytes */
 
 #define CHAN_STOP_MAX       16   /* stop strings of a request */
 #define CHAN_STOP_LEN       256
@@ -167,7 +211,7 @@ typedef struct {
 
 typedef struct {
     uint64_t  tag;
-    uint64_t  end;               /* byte of the canonical prompt */
+    uint64_t  end;               /* bytes of the canonical prompt, from 1 */
 } chan_tag_t;
 
 typedef struct {

@@ -349,6 +349,12 @@ test_body_sections(void **state)
         { "tags size", 1, CHAN_SEC_TAGS, "12345678", 8, 1, -2 },
         { "tags", 1, CHAN_SEC_TAGS, "1234567812345678", 16, 1, 0 },
         { "two tags", 1, CHAN_SEC_TAGS, "1234567812345678", 16, 2, -2 },
+        { "tags rise", 1, CHAN_SEC_TAGS,
+          "tagtagt1\1\0\0\0\0\0\0\0tagtagt2\2\0\0\0\0\0\0", 32, 1, 0 },
+        { "tags stand", 1, CHAN_SEC_TAGS,
+          "tagtagt1\1\0\0\0\0\0\0\0tagtagt2\1\0\0\0\0\0\0", 32, 1, -2 },
+        { "tag of nothing", 1, CHAN_SEC_TAGS,
+          "tagtagt1\0\0\0\0\0\0\0", 16, 1, -2 },
         { "tenant", 1, CHAN_SEC_TENANT, "\xff\0", 2, 1, 0 },
         { "two tenants", 1, CHAN_SEC_TENANT, "a", 1, 2, -2 },
         { "resume", 1, CHAN_SEC_RESUME_IDS, "\1\0\0\0", 4, 1, 0 },
@@ -401,6 +407,30 @@ test_body_sections(void **state)
 
     submit_init(&s);
     assert_int_equal(chan_body_check(&s, NULL, 0, err), CHAN_ERROR);
+
+    /* As many tags as allowed, and one more. */
+
+    for (i = CHAN_TAGS_MAX; i <= CHAN_TAGS_MAX + 1; i++) {
+        size_t       k;
+        chan_tag_t  *tag;
+
+        tag = calloc(i, sizeof(*tag));
+        assert_non_null(tag);
+
+        for (k = 0; k < i; k++) {
+            tag[k].end = k + 1;
+        }
+
+        memset(&body, 0, sizeof(body));
+        chan_body_put(&body, CHAN_SEC_MESSAGE, &m, sizeof(m), "hi", 2);
+        assert_int_equal(chan_body_put(&body, CHAN_SEC_TAGS, NULL, 0, tag,
+                                       i * sizeof(*tag)), CHAN_OK);
+        s.body_size = body.size;
+        assert_int_equal(chan_body_check(&s, body.data, body.size, err),
+                         i == CHAN_TAGS_MAX ? CHAN_OK : CHAN_ERROR);
+        chan_body_free(&body);
+        free(tag);
+    }
 
     s.resume_bytes = 1;
     chan_body_put(&body, CHAN_SEC_MESSAGE, &m, sizeof(m), "hi", 2);
