@@ -69,6 +69,8 @@ typedef struct {
     const uint32_t         *seq;         /* [n_rows] index into `blocks` */
     uint32_t                n_seqs;
     const int32_t *const   *blocks;      /* [n_seqs] KV blocks, by pos / 64 */
+    const uint32_t         *first;       /* [n_seqs] where attention begins,
+                                            NULL: at 0 */
 } be_batch_t;
 
 /* Rotary embedding over adjacent pairs (2i, 2i + 1). */
@@ -204,8 +206,9 @@ struct be_s {
         float *ql);
 
     /*
-     * Attention over the latent cache, row r over positions 0 … pos[r] of its
-     * sequence: ol [rows][heads][kv_lora].
+     * Attention over the latent cache, row r over positions first … pos[r] of
+     * its sequence: ol [rows][heads][kv_lora].  What lies before `first` in
+     * its block may be anything finite; a row before it gives anything.
      */
     void (*mla_attend)(be_t *be, be_kv_t *kv, uint32_t layer,
         const be_mla_t *mla, float scale, const float *ql,

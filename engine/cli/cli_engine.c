@@ -209,6 +209,7 @@ cli_stack_step(void *ctx, uint32_t rank, const sched_batch_t *batch,
     be_batch_t    b;
     cli_stack_t  *st = ctx;
 
+    memset(&b, 0, sizeof(b));
     b.n_rows = batch->n_rows;
     b.id = batch->id;
     b.pos = batch->pos;

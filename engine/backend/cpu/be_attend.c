@@ -18,6 +18,7 @@
 
 #define ATTEND_QUERIES  64
 #define ATTEND_TOKENS   16           /* scores are for a multiple of that */
+#define ATTEND_NEVER    (-1e30f)     /* score of what is not seen */
 
 
 typedef struct {
@@ -68,7 +69,7 @@ static void attend_load(const attend_job_t *job, const attend_work_t *w,
     const attend_rows_t *rows, uint32_t head, uint32_t heads);
 static void attend_block(const attend_job_t *job, const attend_work_t *w,
     const uint8_t *kv, const uint32_t *pos, uint32_t rows, uint32_t heads,
-    uint32_t from);
+    uint32_t from, uint32_t first);
 static inline uint32_t attend_visible(uint32_t pos, uint32_t from);
 static inline size_t attend_align(size_t size);
 
@@ -188,7 +189,7 @@ attend_item(void *ctx, uint32_t item, uint32_t worker)
 {
     size_t                at;
     int32_t               block;
-    uint32_t              last, from, i, j, heads, head, q;
+    uint32_t              last, from, first, i, j, heads, head, q, seq;
     attend_job_t         *job;
     attend_work_t         w;
     const uint8_t        *kv;
@@ -209,17 +210,19 @@ attend_item(void *ctx, uint32_t item, uint32_t worker)
     attend_load(job, &w, rows, head, heads);
 
     pos = job->b->pos + rows->row;
+    seq = job->b->seq[rows->row];
+    first = (job->b->first != NULL) ? job->b->first[seq] : 0;
     last = 0;
 
     for (i = 0; i < rows->n; i++) {
         last = (pos[i] > last) ? pos[i] : last;
     }
 
-    for (from = 0; from <= last; from += BE_BLOCK) {
-        block = job->b->blocks[job->b->seq[rows->row]][from / BE_BLOCK];
+    for (from = first / BE_BLOCK * BE_BLOCK; from <= last; from += BE_BLOCK) {
+        block = job->b->blocks[seq][from / BE_BLOCK];
         kv = job->layer + (size_t) (uint32_t) block * job->kv->block_size;
 
-        attend_block(job, &w, kv, pos, rows->n, heads, from);
+        attend_block(job, &w, kv, pos, rows->n, heads, from, first);
 
         if (from > UINT32_MAX - BE_BLOCK) {
             break;
@@ -279,7 +282,7 @@ attend_load(const attend_job_t *job, const attend_work_t *w,
 static void
 attend_block(const attend_job_t *job, const attend_work_t *w,
     const uint8_t *kv, const uint32_t *pos, uint32_t rows, uint32_t heads,
-    uint32_t from)
+    uint32_t from, uint32_t first)
 {
     size_t                    at;
     uint32_t                  i, j, q, n, most;
@@ -298,6 +301,12 @@ attend_block(const attend_job_t *job, const attend_work_t *w,
 
     mode->product[job->kv->dtype](w->q, job->kv->dim, 0, rows * heads, kv,
                                   job->kv->row_size, most, w->s, BE_BLOCK);
+
+    for (q = 0; first > from && q < rows * heads; q++) {
+        for (i = 0; i < first - from; i++) {
+            w->s[(size_t) q * BE_BLOCK + i] = ATTEND_NEVER;
+        }
+    }
 
     value.dim = job->mla->kv_lora;
     value.v = kv;
