@@ -1,0 +1,449 @@
+/*
+ * The scheduler over a model made of hashes, for its tests.
+ *
+ * The model keeps one number per position in the KV blocks it is given: a hash
+ * of the number before it and the token.  A block that two sequences share by
+ * mistake, a position computed twice, too early or not at all gives another
+ * hash, and so another token than the oracle, which hashes the ids alone.
+ */
+
+#ifndef SCHED_MODEL_H
+#define SCHED_MODEL_H
+
+#include <math.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "sched/sched_int.h"
+
+
+#define VOCAB     97
+#define EOS       96
+#define RANKS     4
+#define BLOCKS    64
+
+
+typedef struct {
+    sched_seq_t  *seq;
+    int32_t      *prompt;
+    uint32_t      n_prompt;
+    uint32_t      max_tokens;
+    uint64_t      hash;              /* of all ids so far */
+    uint32_t      n_echo;
+    uint32_t      n_output;
+    uint32_t      stop_at;           /* tokens() ends it there; 0: never */
+    int           logprobs;
+    int           echo;
+    int           ignore_eos;
+    int           cancelled;
+    int           accepted;
+    int           finished;
+    int           saw_eos;
+    int64_t       owed;              /* credit used and not returned */
+    sched_finish_t  f;
+} req_t;
+
+
+static uint64_t    kv[RANKS][BLOCKS * KV_BLOCK];
+static sched_t    *sched;
+static atomic_int  n_finished;
+static atomic_int  bad;
+static uint64_t    fake_now;
+static uint64_t    rng;
+static int         step_fails;
+static int         per_token;
+
+
+static uint64_t
+mix(uint64_t h, uint64_t v)
+{
+    h = (h ^ v) * UINT64_C(0x9e3779b97f4a7c15);
+    h ^= h >> 29;
+    h *= UINT64_C(0xbf58476d1ce4e5b9);
+
+    return h ^ (h >> 32);
+}
+
+
+static uint32_t
+rnd(uint32_t n)
+{
+    rng = mix(rng, 12345);
+
+    return (uint32_t) (rng % n);
+}
+
+
+/* Ends of sequence are rare, or nothing would run long. */
+
+static int32_t
+oracle(uint64_t hash)
+{
+    return hash % 200 == 7 ? EOS : (int32_t) (hash % (VOCAB - 1));
+}
+
+
+#define CHECK(x)                                                             \
+    do {                                                                     \
+        if (!(x)) {                                                          \
+            fprintf(stderr, "%d: %s\n", __LINE__, #x);                       \
+            atomic_store(&bad, 1);                                           \
+        }                                                                    \
+    } while (0)
+
+
+static int
+fake_step(void *ctx, uint32_t rank, const sched_batch_t *b,
+    const uint32_t *logit_row, uint32_t n_logits, float *logits, char *err)
+{
+    uint32_t   i, j, pos;
+    uint64_t   prev, h;
+    int32_t    block;
+
+    (void) ctx;
+
+    if (step_fails && rank == 1) {
+        snprintf(err, SCHED_ERR_LEN, "rank 1 is broken");
+        return -1;
+    }
+
+    for (i = 0; i < b->n_rows; i++) {
+        pos = b->pos[i];
+        CHECK(b->seq[i] < b->n_seqs);
+        block = b->blocks[b->seq[i]][pos / KV_BLOCK];
+        CHECK(block >= 0 && block < BLOCKS);
+
+        prev = 0;
+
+        if (pos > 0) {
+            block = b->blocks[b->seq[i]][(pos - 1) / KV_BLOCK];
+            prev = kv[rank][block * KV_BLOCK + (int) ((pos - 1) % KV_BLOCK)];
+        }
+
+        block = b->blocks[b->seq[i]][pos / KV_BLOCK];
+        kv[rank][block * KV_BLOCK + (int) (pos % KV_BLOCK)] =
+            mix(prev, (uint64_t) b->id[i]);
+    }
+
+    for (j = 0; j < n_logits; j++) {
+        i = logit_row[j];
+        CHECK(i < b->n_rows);
+        CHECK(j == 0 || logit_row[j - 1] < i);
+
+        pos = b->pos[i];
+        block = b->blocks[b->seq[i]][pos / KV_BLOCK];
+        h = kv[rank][block * KV_BLOCK + (int) (pos % KV_BLOCK)];
+
+        for (i = 0; i < VOCAB; i++) {
+            logits[j * VOCAB + i] = 0;
+        }
+
+        logits[j * VOCAB + (uint32_t) oracle(h)] = 10;
+    }
+
+    return 0;
+}
+
+
+static void
+on_accepted(void *data, const sched_accepted_t *a)
+{
+    req_t  *r = data;
+
+    CHECK(!r->accepted && !r->finished);
+    CHECK(a->rank < RANKS);
+    r->accepted = 1;
+}
+
+
+static int
+on_tokens(void *data, sched_kind_t kind, const sched_token_t *tok, uint32_t n)
+{
+    req_t     *r = data;
+    float      lp;
+    uint32_t   i;
+
+    CHECK(r->accepted && !r->finished);
+
+    sched_charge(r->seq, per_token * (int64_t) n);
+    r->owed += per_token * (int64_t) n;
+
+    /* the likely token has 10, all others 0 */
+    lp = (float) (10 - log(exp(10) + VOCAB - 1));
+
+    for (i = 0; i < n; i++) {
+
+        if (kind == SCHED_ECHO) {
+            CHECK(r->echo && r->n_output == 0);
+            CHECK(r->n_echo < r->n_prompt);
+            CHECK(tok[i].id == r->prompt[r->n_echo]);
+
+            if (r->logprobs && r->n_echo > 0) {
+                CHECK(fabsf(tok[i].logprob
+                            - (oracle(r->hash) == tok[i].id ? lp : lp - 10))
+                      < 1e-4f);
+                CHECK(tok[i].n_top == 2);
+                CHECK(tok[i].top[0].id == oracle(r->hash));
+
+            } else {
+                CHECK(isnan(tok[i].logprob));
+            }
+
+            r->hash = mix(r->hash, (uint64_t) tok[i].id);
+            r->n_echo++;
+            continue;
+        }
+
+        CHECK(!r->echo || r->n_echo == r->n_prompt);
+        CHECK(tok[i].id == oracle(r->hash));
+        CHECK(isnan(tok[i].logprob) == !r->logprobs);
+        CHECK(tok[i].eos == (tok[i].id == EOS && !r->ignore_eos));
+
+        r->hash = mix(r->hash, (uint64_t) tok[i].id);
+        r->n_output++;
+        r->saw_eos = tok[i].eos;
+    }
+
+    return r->stop_at != 0 && r->n_output >= r->stop_at;
+}
+
+
+static void
+on_finish(void *data, const sched_finish_t *f)
+{
+    req_t  *r = data;
+
+    CHECK(!r->finished);
+    r->finished = 1;
+    r->f = *f;
+    CHECK(f->n_output == r->n_output);
+    CHECK(f->n_prompt == r->n_prompt);
+    atomic_fetch_add(&n_finished, 1);
+}
+
+
+static void
+on_failed(void *ctx, const char *reason)
+{
+    (void) ctx;
+    CHECK(strcmp(reason, "rank 1 is broken") == 0);
+}
+
+
+static uint64_t
+clock_fake(void)
+{
+    return fake_now;
+}
+
+
+static const uint8_t  known[VOCAB] = { [0 ... VOCAB - 1] = 1 };
+
+static const sched_ops_t  ops = {
+    on_accepted, on_tokens, on_finish, NULL, on_failed
+};
+
+
+static void
+start(uint32_t ranks, uint32_t batch, uint32_t chunk, uint32_t blocks,
+    uint32_t queue)
+{
+    char             err[SCHED_ERR_LEN];
+    sched_options_t  o;
+
+    static const int32_t  eos = EOS;
+
+    memset(&o, 0, sizeof(o));
+    o.n_ranks = ranks;
+    o.vocab = VOCAB;
+    o.known = known;
+    o.kv_blocks = blocks;
+    o.max_context = blocks * KV_BLOCK;
+    o.max_batch = batch;
+    o.prefill_chunk = chunk;
+    o.queue_max = queue;
+    o.eos = &eos;
+    o.n_eos = 1;
+    o.boot = 1000;
+    o.step = fake_step;
+    o.ops = &ops;
+    o.now = clock_fake;
+
+    sched = sched_open(&o, err);
+    assert_non_null(sched);
+
+    atomic_store(&n_finished, 0);
+    atomic_store(&bad, 0);
+    fake_now = 1000000;
+    per_token = 1;
+}
+
+
+static inline void
+submit_full(req_t *r, uint32_t n_prompt, uint32_t max_tokens, int64_t credit,
+    int32_t priority, uint64_t queue_us, uint64_t deadline_us,
+    uint32_t queue_max)
+{
+    uint32_t         i;
+    sched_request_t  q;
+
+    memset(&q, 0, sizeof(q));
+    q.ids = malloc(n_prompt * sizeof(int32_t));
+    r->prompt = malloc(n_prompt * sizeof(int32_t));
+    assert_non_null(q.ids);
+    assert_non_null(r->prompt);
+
+    for (i = 0; i < n_prompt; i++) {
+        q.ids[i] = r->prompt[i] = (int32_t) rnd(VOCAB - 1);
+
+        if (!r->echo) {
+            r->hash = mix(r->hash, (uint64_t) q.ids[i]);
+        }
+    }
+
+    r->n_prompt = n_prompt;
+    r->max_tokens = max_tokens;
+
+    q.data = r;
+    q.n_prompt = n_prompt;
+    q.max_tokens = max_tokens;
+    q.params.top_p = 1;
+    q.params.repetition_penalty = 1;
+    q.echo = r->echo;
+    q.logprobs = r->logprobs;
+    q.n_top = r->logprobs ? 2 : 0;
+    q.ignore_eos = r->ignore_eos;
+    q.rank_hint = -1;
+    q.priority = priority;
+    q.credit = credit;
+    q.queue_us = queue_us;
+    q.deadline_us = deadline_us;
+    q.queue_max = queue_max;
+    q.submitted_us = fake_now;
+
+    assert_int_equal(sched_submit(sched, &q, &r->seq), 0);
+}
+
+
+static inline void
+submit(req_t *r, uint32_t n_prompt, uint32_t max_tokens)
+{
+    submit_full(r, n_prompt, max_tokens, INT32_MAX, 0, 0, 0, 0);
+}
+
+
+static inline void
+invariants(void)
+{
+    uint32_t      i, j, k, held;
+    uint8_t       used[BLOCKS];
+    sched_seq_t  *seq;
+
+    for (i = 0; i < sched->n_ranks; i++) {
+        memset(used, 0, sizeof(used));
+        held = 0;
+
+        for (j = 0; j < sched->rank[i].n_running; j++) {
+            seq = sched->rank[i].running[j];
+            CHECK(seq->place == SCHED_IN_RANK && seq->rank == i);
+            CHECK(j == 0 || sched_before(sched->rank[i].running[j - 1], seq));
+            CHECK(seq->n_done <= seq->n_blocks * KV_BLOCK);
+
+            for (k = 0; k < seq->n_blocks; k++) {
+                CHECK(!used[seq->blocks[k]]);
+                used[seq->blocks[k]] = 1;
+                held++;
+            }
+        }
+
+        CHECK(held + sched->rank[i].pool.n_free
+              == sched->rank[i].pool.n_blocks);
+    }
+
+    for (seq = sched->queue.first; seq != NULL; seq = seq->next) {
+        CHECK(seq->n_blocks == 0 && seq->n_done == 0);
+        CHECK(seq->next == NULL || sched_before(seq, seq->next));
+    }
+}
+
+
+static inline int
+step(void)
+{
+    int       work;
+    uint32_t  i;
+
+    work = sched_plan(sched);
+
+    if (work) {
+        for (i = 0; i < sched->n_ranks; i++) {
+            CHECK(sched->rank[i].n_entries <= sched->opt.max_batch);
+            CHECK(sched->rank[i].n_rows <= sched->max_rows);
+            CHECK(sched->rank[i].n_logits <= sched->max_logits);
+            sched_rank_run(sched, &sched->rank[i]);
+        }
+
+        sched_collect(sched);
+    }
+
+    fake_now += 1000;
+    assert_int_equal(atomic_load(&bad), 0);
+
+    return work;
+}
+
+
+static inline void
+done(req_t *r, uint32_t n)
+{
+    uint32_t  i;
+
+    for (i = 0; i < n; i++) {
+        sched_release(r[i].seq);
+        free(r[i].prompt);
+    }
+
+    sched_close(sched);
+    assert_int_equal(atomic_load(&bad), 0);
+}
+
+
+/* What a finished request must look like. */
+
+static inline void
+check_end(const req_t *r)
+{
+    assert_true(r->finished);
+
+    switch (r->f.reason) {
+
+    case SCHED_STOP:
+        assert_true(r->saw_eos
+                    || (r->stop_at != 0 && r->n_output == r->stop_at));
+        break;
+
+    case SCHED_LENGTH:
+        assert_int_equal(r->n_output, r->max_tokens);
+        assert_int_equal(r->n_echo, r->echo ? r->n_prompt : 0);
+        break;
+
+    case SCHED_CANCELLED:
+        assert_true(r->cancelled);
+        break;
+
+    default:
+        fail_msg("reason %d", (int) r->f.reason);
+    }
+}
+
+#endif /* SCHED_MODEL_H */
