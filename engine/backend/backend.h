@@ -38,7 +38,10 @@ typedef struct be_kv_s      be_kv_t;         /* the KV pool of a rank */
 typedef enum {
     BE_F32 = 0,
     BE_BF16,
-    BE_F8E4M3
+    BE_F8E4M3,
+    BE_INT8,                         /* of matrices in panels */
+    BE_INT4,
+    BE_DTYPES
 } be_dtype_t;
 
 /* A tensor as the checkpoint has it, mapped; `data` may be unaligned. */

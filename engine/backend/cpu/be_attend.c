@@ -160,8 +160,8 @@ attend_layout(const be_cpu_t *cpu, const be_mla_t *mla, uint8_t *base,
 {
     size_t  q, o, s, p, f, v;
 
-    q = attend_align(cpu->mode->size(ATTEND_QUERIES,
-                                     mla->kv_lora + mla->rope));
+    q = attend_align(cpu->mode->gemm[cpu->compute].size(ATTEND_QUERIES,
+                                             mla->kv_lora + mla->rope));
     o = attend_align((size_t) ATTEND_QUERIES * mla->kv_lora * sizeof(float));
     s = attend_align(ATTEND_QUERIES * BE_BLOCK * sizeof(float));
     p = attend_align((ATTEND_QUERIES + BE_ROW_BLOCK) * BE_BLOCK
@@ -247,12 +247,14 @@ static void
 attend_load(const attend_job_t *job, const attend_work_t *w,
     const attend_rows_t *rows, uint32_t head, uint32_t heads)
 {
-    size_t        at;
-    uint32_t      i, n, q, dim, block;
-    const float  *x[ATTEND_QUERIES];
+    size_t            at;
+    uint32_t          i, n, q, dim, block;
+    const float      *x[ATTEND_QUERIES];
+    const be_gemm_t  *gemm;
 
     dim = job->mla->kv_lora + job->mla->rope;
-    block = job->cpu->mode->row_block;
+    gemm = &job->cpu->mode->gemm[job->kv->dtype];
+    block = gemm->row_block;
     n = rows->n * heads;
 
     for (q = 0; q < n; q++) {
@@ -266,7 +268,7 @@ attend_load(const attend_job_t *job, const attend_work_t *w,
 
     for (q = 0; q < n; q += i) {
         i = (n - q < block) ? n - q : block;
-        job->cpu->mode->pack(w->q, dim, q, 0, x + q, i, dim);
+        gemm->pack(w->q, dim, q, 0, x + q, i, dim);
     }
 
     memset(w->o, 0, (size_t) n * job->mla->kv_lora * sizeof(float));
@@ -299,8 +301,9 @@ attend_block(const attend_job_t *job, const attend_work_t *w,
 
     most = (most + ATTEND_TOKENS - 1) / ATTEND_TOKENS * ATTEND_TOKENS;
 
-    mode->product[job->kv->dtype](w->q, job->kv->dim, 0, rows * heads, kv,
-                                  job->kv->row_size, most, w->s, BE_BLOCK);
+    mode->gemm[job->kv->dtype].product(w->q, job->kv->dim, 0, rows * heads,
+                                       kv, job->kv->row_size, most, w->s,
+                                       BE_BLOCK);
 
     for (q = 0; first > from && q < rows * heads; q++) {
         for (i = 0; i < first - from; i++) {

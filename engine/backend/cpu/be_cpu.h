@@ -82,7 +82,8 @@ typedef struct {
 
 /*
  * A product: for each group g, rows act_row … + rows of the packed
- * activations times rows w_row … + n of `w`, both of k elements.
+ * activations times rows w_row … + n of `w`, both of k elements.  The types
+ * of the matrices of a product are one, or such that pack alike.
  */
 
 typedef struct {
@@ -103,8 +104,8 @@ typedef void (*be_store_f)(void *ctx, uint32_t g, uint32_t row, uint32_t m,
     uint32_t col, uint32_t n, float *c, const float *pair, size_t ld);
 
 typedef struct {
-    const be_mode_kernels_t  *mode;
-    const void               *act;
+    const be_gemm_t          *gemm;      /* [BE_DTYPES] */
+    const void               *act;       /* packed for the weights' type */
     uint32_t                  k;
     uint32_t                  n;
     uint32_t                  n_groups;
@@ -128,8 +129,8 @@ void *be_scratch(be_cpu_t *cpu, be_scratch_t use, size_t size);
 
 /* Rows x[i] or x + i * ldx of k elements → packed rows; n rows. */
 typedef const float *(*be_row_f)(void *ctx, uint32_t row, uint32_t *packed);
-void be_pack(be_cpu_t *cpu, const be_mode_kernels_t *mode, void *act,
-    uint32_t k, uint32_t rows, be_row_f row, void *ctx);
+void be_pack(be_cpu_t *cpu, const be_gemm_t *gemm, void *act, uint32_t k,
+    uint32_t rows, be_row_f row, void *ctx);
 
 /* The i < n with first[i] <= item < first[i + 1]. */
 uint32_t be_find(const uint32_t *first, uint32_t n, uint32_t item);
@@ -145,6 +146,14 @@ typedef struct {
 const float *be_rows_row(void *ctx, uint32_t row, uint32_t *packed);
 
 size_t be_dtype_size(be_dtype_t dtype);
+
+/* Products with this matrix in the backend's compute mode. */
+
+static inline const be_gemm_t *
+be_weight_gemm(const be_cpu_t *cpu, const be_weight_t *w)
+{
+    return &cpu->mode->gemm[w->dtype];
+}
 
 /* Operations, by file. */
 

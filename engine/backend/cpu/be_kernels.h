@@ -47,14 +47,15 @@ typedef struct {
 
 
 /*
- * Activations of a product are packed first: rounded to BF16 in that mode and
- * padded with zeros, so that the inner loops need no tail on that side.
- * `row_block` rows are packed together; a product must start at a multiple
- * of it.
+ * Products with weights of one type.  Activations are packed first: rounded
+ * to BF16 in that mode and padded with zeros, so that the inner loops need no
+ * tail on that side.  `row_block` rows are packed together; a product must
+ * start at a multiple of it.  How they are packed may differ from type to
+ * type.
  */
 
 typedef struct {
-    uint32_t   row_block;
+    uint32_t   row_block;            /* 0: there are no such products */
 
     /* Bytes that `rows` packed rows of k elements take. */
     size_t   (*size)(uint32_t rows, uint32_t k);
@@ -69,12 +70,16 @@ typedef struct {
                   const float *const *x, uint32_t m, uint32_t n);
 
     /*
-     * c[i][j] = act[row + i] . w[j] for i < m, j < n.  ldw in bytes, ldc in
-     * floats; by the type of w (BE_F32, BE_BF16).
+     * c[i][j] = act[row + i] . w[j] for i < m, j < n.  ldw in bytes, from row
+     * to row or, of weights in panels, from panel to panel; ldc in floats.
      */
-    void     (*product[2])(const void *act, uint32_t k, uint32_t row,
+    void     (*product)(const void *act, uint32_t k, uint32_t row,
                   uint32_t m, const uint8_t *w, size_t ldw, uint32_t n,
                   float *c, size_t ldc);
+} be_gemm_t;
+
+typedef struct {
+    be_gemm_t  gemm[BE_DTYPES];      /* by the type of the weights */
 
     size_t     prob_size;            /* bytes of a probability */
     size_t   (*value_size)(uint32_t dim);            /* of `work` */

@@ -11,20 +11,18 @@ const be_kernels_t  be_kernels_avx512 = {
     .path = "avx512",
     .mode = {
         [BE_F32] = {
-            .row_block = 1,
-            .size = simd_size,
-            .pack = simd_pack,
-            .product = { simd_product_f32, simd_product_bf16 },
+            .gemm[BE_F32] = { 1, simd_size, simd_pack, simd_product_f32 },
+            .gemm[BE_BF16] = { 1, simd_size, simd_pack, simd_product_bf16 },
             .prob_size = sizeof(float),
             .value_size = simd_value_size,
             .value = simd_value_f32,
             .softmax = simd_softmax
         },
         [BE_BF16] = {
-            .row_block = 1,
-            .size = simd_size,
-            .pack = simd_pack_rounded,
-            .product = { simd_product_f32, simd_product_bf16 },
+            .gemm[BE_F32] = { 1, simd_size, simd_pack_rounded,
+                              simd_product_f32 },
+            .gemm[BE_BF16] = { 1, simd_size, simd_pack_rounded,
+                              simd_product_bf16 },
             .prob_size = sizeof(float),
             .value_size = simd_value_size,
             .value = simd_value_bf16,

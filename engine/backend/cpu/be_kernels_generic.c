@@ -42,20 +42,20 @@ const be_kernels_t  be_kernels_generic = {
     .path = "generic",
     .mode = {
         [BE_F32] = {
-            .row_block = 1,
-            .size = generic_size,
-            .pack = generic_pack,
-            .product = { generic_product_f32, generic_product_bf16 },
+            .gemm[BE_F32] = { 1, generic_size, generic_pack,
+                              generic_product_f32 },
+            .gemm[BE_BF16] = { 1, generic_size, generic_pack,
+                              generic_product_bf16 },
             .prob_size = sizeof(float),
             .value_size = generic_value_size,
             .value = generic_value_f32,
             .softmax = generic_softmax
         },
         [BE_BF16] = {
-            .row_block = 1,
-            .size = generic_size,
-            .pack = generic_pack_bf16,
-            .product = { generic_product_f32, generic_product_bf16 },
+            .gemm[BE_F32] = { 1, generic_size, generic_pack_bf16,
+                              generic_product_f32 },
+            .gemm[BE_BF16] = { 1, generic_size, generic_pack_bf16,
+                              generic_product_bf16 },
             .prob_size = sizeof(float),
             .value_size = generic_value_size,
             .value = generic_value_bf16,

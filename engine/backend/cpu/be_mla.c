@@ -251,19 +251,21 @@ static void
 mla_heads(be_cpu_t *cpu, const mla_heads_t *src, be_product_t *p,
     const be_weight_t *w, uint32_t stride, uint32_t offset)
 {
-    void         *act;
-    uint32_t      h, block;
-    be_group_t   *group;
-    mla_heads_t   rows;
+    void             *act;
+    uint32_t          h, block;
+    be_group_t       *group;
+    mla_heads_t       rows;
+    const be_gemm_t  *gemm;
 
-    block = cpu->mode->row_block;
+    gemm = be_weight_gemm(cpu, w);
+    block = gemm->row_block;
 
     rows = *src;
     rows.packed = (src->rows + block - 1) / block * block;
 
     act = be_scratch(cpu, BE_SCRATCH_ACT,
-                     cpu->mode->size(rows.packed * rows.heads, p->k));
-    be_pack(cpu, cpu->mode, act, p->k, rows.rows * rows.heads, mla_heads_row,
+                     gemm->size(rows.packed * rows.heads, p->k));
+    be_pack(cpu, gemm, act, p->k, rows.rows * rows.heads, mla_heads_row,
             &rows);
 
     group = be_scratch(cpu, BE_SCRATCH_GROUP,
@@ -277,7 +279,7 @@ mla_heads(be_cpu_t *cpu, const mla_heads_t *src, be_product_t *p,
         group[h].rows = rows.rows;
     }
 
-    p->mode = cpu->mode;
+    p->gemm = cpu->mode->gemm;
     p->act = act;
     p->n_groups = rows.heads;
     p->group = group;

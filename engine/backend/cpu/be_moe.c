@@ -23,6 +23,8 @@ typedef struct {
     const uint32_t      *offset;
     uint32_t             n_groups;
     uint32_t             inter;
+    const be_gemm_t     *up;         /* of gate and up */
+    const be_gemm_t     *down;
     const float *const  *x;          /* of pairs, or */
     const float         *rows;       /* of a dense MLP */
     uint32_t             hidden;
@@ -125,7 +127,10 @@ moe_mlps(moe_mlp_t *job, const be_mlp_t *mlp)
 
     job->hidden = mlp[0].w1->cols;
     job->inter = mlp[0].w1->rows;
-    block = cpu->mode->row_block;
+    job->up = be_weight_gemm(cpu, mlp[0].w1);
+    job->down = be_weight_gemm(cpu, mlp[0].w2);
+    block = (job->up->row_block > job->down->row_block)
+            ? job->up->row_block : job->down->row_block;
 
     group = be_scratch(cpu, BE_SCRATCH_GROUP,
                        job->n_groups * sizeof(be_group_t));
@@ -146,15 +151,15 @@ moe_mlps(moe_mlp_t *job, const be_mlp_t *mlp)
     job->group = group;
 
     act = be_scratch(cpu, BE_SCRATCH_ACT,
-                     cpu->mode->size(packed, job->hidden));
+                     job->up->size(packed, job->hidden));
     job->act2 = be_scratch(cpu, BE_SCRATCH_ACT2,
-                           cpu->mode->size(packed, job->inter));
+                           job->down->size(packed, job->inter));
 
-    be_pack(cpu, cpu->mode, act, job->hidden,
+    be_pack(cpu, job->up, act, job->hidden,
             job->offset[job->n_groups] - job->offset[0], moe_row, job);
 
     memset(&p, 0, sizeof(p));
-    p.mode = cpu->mode;
+    p.gemm = cpu->mode->gemm;
     p.act = act;
     p.k = job->hidden;
     p.n = job->inter;
@@ -205,7 +210,7 @@ moe_up_store(void *ctx, uint32_t g, uint32_t row, uint32_t m, uint32_t col,
     const float  *x[BE_ROW_BLOCK];
 
     job = ctx;
-    block = job->cpu->mode->row_block;
+    block = job->down->row_block;
 
     for (i = 0; i < m; i += r) {
         for (r = 0; r < block && i + r < m; r++) {
@@ -214,8 +219,8 @@ moe_up_store(void *ctx, uint32_t g, uint32_t row, uint32_t m, uint32_t col,
             x[r] = c + (i + r) * ld;
         }
 
-        job->cpu->mode->pack(job->act2, job->inter,
-                             job->group[g].act_row + row + i, col, x, r, n);
+        job->down->pack(job->act2, job->inter,
+                        job->group[g].act_row + row + i, col, x, r, n);
     }
 }
 
@@ -257,22 +262,22 @@ be_cpu_gate(be_t *be, const be_gate_t *g, const float *w, const float *bias,
     moe_gate_t                job;
     be_weight_t               matrix;
     be_product_t              p;
-    const be_mode_kernels_t  *mode;
+    const be_gemm_t          *gemm;
 
     if (rows == 0) {
         return;
     }
 
     cpu = (be_cpu_t *) be;
-    mode = &cpu->k->mode[BE_F32];
+    gemm = &cpu->k->mode[BE_F32].gemm[BE_F32];
 
-    act = be_scratch(cpu, BE_SCRATCH_ACT, mode->size(rows, hidden));
+    act = be_scratch(cpu, BE_SCRATCH_ACT, gemm->size(rows, hidden));
     job.score = be_scratch(cpu, BE_SCRATCH_LOGITS,
                            (size_t) rows * g->experts * 2 * sizeof(float));
 
     src.x = x;
     src.ldx = hidden;
-    be_pack(cpu, mode, act, hidden, rows, be_rows_row, &src);
+    be_pack(cpu, gemm, act, hidden, rows, be_rows_row, &src);
 
     memset(&matrix, 0, sizeof(matrix));
     matrix.dtype = BE_F32;
@@ -285,7 +290,7 @@ be_cpu_gate(be_t *be, const be_gate_t *g, const float *w, const float *bias,
     group.rows = rows;
 
     memset(&p, 0, sizeof(p));
-    p.mode = mode;
+    p.gemm = cpu->k->mode[BE_F32].gemm;
     p.act = act;
     p.k = hidden;
     p.n = g->experts;

@@ -40,7 +40,7 @@ typedef struct {
 } product_job_t;
 
 typedef struct {
-    const be_mode_kernels_t  *mode;
+    const be_gemm_t          *gemm;
     void                     *act;
     uint32_t                  k;
     uint32_t                  rows;
@@ -111,11 +111,13 @@ product_cut(product_job_t *job)
 {
     size_t               row_size, bytes;
     uint32_t             i, most, threads;
+    const be_gemm_t     *gemm;
     const be_product_t  *p;
 
     p = job->p;
+    gemm = &p->gemm[p->group[0].w->dtype];
     threads = job->cpu->threads;
-    row_size = p->mode->size(p->mode->row_block, p->k) / p->mode->row_block;
+    row_size = gemm->size(gemm->row_block, p->k) / gemm->row_block;
     most = 0;
 
     for (i = 0; i < p->n_groups; i++) {
@@ -192,17 +194,17 @@ product_item(void *ctx, uint32_t item, uint32_t worker)
             ldc = p->ldy;
         }
 
-        p->mode->product[group->w->dtype](p->act, p->k, group->act_row + row,
-                                          m, group->w->data + at, ldw, n, c,
-                                          ldc);
+        p->gemm[group->w->dtype].product(p->act, p->k, group->act_row + row,
+                                         m, group->w->data + at, ldw, n, c,
+                                         ldc);
 
         if (group->pair != NULL) {
             pair = tile + job->tile_size / 2;
 
-            p->mode->product[group->pair->dtype](p->act, p->k,
-                                          group->act_row + row, m,
-                                          group->pair->data + at, ldw, n,
-                                          pair, job->band);
+            p->gemm[group->pair->dtype].product(p->act, p->k,
+                                         group->act_row + row, m,
+                                         group->pair->data + at, ldw, n,
+                                         pair, job->band);
         }
 
         if (p->store != NULL) {
@@ -236,7 +238,7 @@ be_find(const uint32_t *first, uint32_t n, uint32_t item)
 
 
 void
-be_pack(be_cpu_t *cpu, const be_mode_kernels_t *mode, void *act, uint32_t k,
+be_pack(be_cpu_t *cpu, const be_gemm_t *gemm, void *act, uint32_t k,
     uint32_t rows, be_row_f row, void *ctx)
 {
     pack_job_t  job;
@@ -245,7 +247,7 @@ be_pack(be_cpu_t *cpu, const be_mode_kernels_t *mode, void *act, uint32_t k,
         return;
     }
 
-    job.mode = mode;
+    job.gemm = gemm;
     job.act = act;
     job.k = k;
     job.rows = rows;
@@ -272,7 +274,7 @@ pack_item(void *ctx, uint32_t item, uint32_t worker)
     (void) worker;
 
     job = ctx;
-    block = job->mode->row_block;
+    block = job->gemm->row_block;
     row = item * job->per_item;
     end = (job->rows - row < job->per_item) ? job->rows : row + job->per_item;
 
@@ -287,7 +289,7 @@ pack_item(void *ctx, uint32_t item, uint32_t worker)
             }
         }
 
-        job->mode->pack(job->act, job->k, first, 0, x, m, job->k);
+        job->gemm->pack(job->act, job->k, first, 0, x, m, job->k);
         row += m;
     }
 }
@@ -327,12 +329,13 @@ static void
 linear_run(be_t *be, const be_weight_t *w, const float *x, uint32_t rows,
     float *y, be_store_f store)
 {
-    void          *act;
-    be_cpu_t      *cpu;
-    be_rows_t      src;
-    be_group_t     group;
-    linear_add_t   add;
-    be_product_t   p;
+    void             *act;
+    be_cpu_t         *cpu;
+    be_rows_t         src;
+    be_group_t        group;
+    linear_add_t      add;
+    be_product_t      p;
+    const be_gemm_t  *gemm;
 
     if (rows == 0) {
         return;
@@ -340,11 +343,12 @@ linear_run(be_t *be, const be_weight_t *w, const float *x, uint32_t rows,
 
     cpu = (be_cpu_t *) be;
 
-    act = be_scratch(cpu, BE_SCRATCH_ACT, cpu->mode->size(rows, w->cols));
+    gemm = be_weight_gemm(cpu, w);
+    act = be_scratch(cpu, BE_SCRATCH_ACT, gemm->size(rows, w->cols));
 
     src.x = x;
     src.ldx = w->cols;
-    be_pack(cpu, cpu->mode, act, w->cols, rows, be_rows_row, &src);
+    be_pack(cpu, gemm, act, w->cols, rows, be_rows_row, &src);
 
     memset(&group, 0, sizeof(group));
     group.w = w;
@@ -355,7 +359,7 @@ linear_run(be_t *be, const be_weight_t *w, const float *x, uint32_t rows,
     add.ldy = w->rows;
 
     memset(&p, 0, sizeof(p));
-    p.mode = cpu->mode;
+    p.gemm = cpu->mode->gemm;
     p.act = act;
     p.k = w->cols;
     p.n = w->rows;
