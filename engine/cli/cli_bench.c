@@ -1,439 +1,436 @@
 /*
  * llm-engine bench: how many tokens per second, of prompts and of answers.
  *
- * The scheduler runs as it does under `serve`, with everything above it left
- * out.  Prompts: so many sequences at once, each of --prompt-tokens random
- * ids, until each has its first token.  Answers: so many sequences that begin
- * with --depth ids, from the moment when all have their first token until all
- * have --new-tokens.
+ * For each number of ranks, of threads and of sequences at once: prompts of
+ * each length, until each has its first token, and answers after each depth.
+ * Every cell is run --repeat times; the figure is the median, with the lowest
+ * and the highest beside it.  With --roof it also stands beside what the
+ * machine allows (cli_bench_roof.c).
  */
 
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-#include "cli/cli_engine.h"
-#include "sample/sample_int.h"
+#include "cli/cli_bench.h"
+
+
+#define BENCH_REPEAT_MAX  100
 
 
 typedef struct {
-    cli_stack_t       st;
-    sched_t          *sched;
-    uint8_t          *known;
+    cli_engine_t   cli;
+    cli_list_t     ranks;
+    cli_list_t     threads;
+    cli_list_t     batch;
+    cli_list_t     prompt;
+    cli_list_t     depth;
+    uint32_t       n_new;
+    uint32_t       repeat;
+    int            with_roof;
+    int            json;
 
-    pthread_mutex_t   lock;
-    pthread_cond_t    wake;
-    uint32_t          n_started;     /* have a first token */
-    uint32_t          n_ended;
-    uint64_t          tokens;
-    double            all_started;   /* when the last of them had it */
-    uint64_t          tokens_then;
-    uint32_t          n;
-    int               failed;
-    char              err[ERR_LEN];
-} bench_t;
-
-typedef struct {
-    bench_t      *bench;
-    sched_seq_t  *seq;
-    int           started;
-} bench_seq_t;
+    bench_t       *bench;
+    bench_roof_t   roof;
+    uint32_t       cells;            /* printed */
+    uint32_t       tables;
+    char           err[ERR_LEN];
+} bench_cmd_t;
 
 typedef struct {
-    double  prompt;                  /* tokens per second */
-    double  answer;
-} bench_result_t;
+    uint32_t       batch;
+    int            prompts;          /* or answers */
+    uint32_t       tokens;           /* of a prompt, or before an answer */
+    double         rate[BENCH_REPEAT_MAX];
+    uint32_t       n;
+} bench_cell_t;
 
 
-static int bench_open(bench_t *b, const cli_engine_t *cli, char *err);
-static void bench_close(bench_t *b);
-static double bench_now(void);
-static int bench_run(bench_t *b, uint32_t n, uint32_t n_prompt,
-    uint32_t n_new, double *prompt, double *answer);
-static int bench_submit(bench_t *b, bench_seq_t *seq, uint32_t number,
-    uint32_t n_prompt, uint32_t n_new);
-static void bench_print(const cli_engine_t *cli, const bench_t *b,
-    const cli_list_t *batch, const bench_result_t *r, int json);
-static void bench_accepted(void *data, const sched_accepted_t *a);
-static int bench_tokens(void *data, sched_kind_t kind,
-    const sched_token_t *tok, uint32_t n);
-static void bench_finish(void *data, const sched_finish_t *f);
-static void bench_failed(void *ctx, const char *reason);
-
-
-static uint32_t  bench_prompt = 512;
-static uint32_t  bench_new = 64;
-static uint32_t  bench_depth = 16;
-
-static const sched_ops_t  bench_ops = {
-    bench_accepted, bench_tokens, bench_finish, NULL, bench_failed
-};
+static int bench_team(bench_cmd_t *cmd);
+static uint32_t bench_most(const cli_list_t *list);
+static int bench_fits(bench_cmd_t *cmd);
+static int bench_cell(bench_cmd_t *cmd, bench_cell_t *cell);
+static int bench_order(const void *a, const void *b);
+static void bench_print(bench_cmd_t *cmd, const bench_cell_t *cell);
+static void bench_head(bench_cmd_t *cmd);
+static void bench_json_head(bench_cmd_t *cmd);
+static void bench_json_cell(const bench_cmd_t *cmd, const bench_cell_t *cell,
+    double median, double share);
+static double bench_share(const bench_cmd_t *cmd, const bench_cell_t *cell,
+    double rate);
 
 
 int
 cli_bench(int argc, char **argv)
 {
-    int               rc, json;
-    char              err[ERR_LEN];
-    double            unused, prompt, answer;
-    bench_t           b;
-    uint32_t          i, k, need, most, repeat;
-    cli_list_t        batch;
-    cli_engine_t      cli;
-    bench_result_t    r[CLI_LIST_MAX];
+    int           rc;
+    uint32_t      i, j;
+    bench_cmd_t   cmd;
 
     const cli_option_t  own[] = {
-        { "batch", "N,N", CLI_LIST, &batch,
+        { "ranks", "N,N", CLI_LIST, &cmd.ranks,
+          "expert-parallel ranks", 1, 64 },
+        { "threads", "N,N", CLI_LIST, &cmd.threads,
+          "threads of each rank (default: cores / ranks)", 1, 1024 },
+        { "batch", "N,N", CLI_LIST, &cmd.batch,
           "sequences at once, over all ranks", 1, 4096 },
-        { "prompt-tokens", "N", CLI_UINT, &bench_prompt,
-          "length of a prompt", 2, 1e6 },
-        { "new-tokens", "N", CLI_UINT, &bench_new,
-          "length of an answer", 2, 1e6 },
-        { "depth", "N", CLI_UINT, &bench_depth,
+        { "prompt-tokens", "N,N", CLI_LIST, &cmd.prompt,
+          "length of a prompt, 0: no prompts", 0, 1e6 },
+        { "depth", "N,N", CLI_LIST, &cmd.depth,
           "tokens before an answer", 1, 1e6 },
-        { "repeat", "N", CLI_UINT, &repeat,
-          "the best of so many runs counts", 1, 100 },
-        { "json", NULL, CLI_FLAG, &json, "print JSON" },
+        { "new-tokens", "N", CLI_UINT, &cmd.n_new,
+          "length of an answer, 0: no answers", 0, 1e6 },
+        { "repeat", "N", CLI_UINT, &cmd.repeat,
+          "runs of each; the median counts", 1, BENCH_REPEAT_MAX },
+        { "roof", NULL, CLI_FLAG, &cmd.with_roof,
+          "measure what the machine allows, too" },
+        { "json", NULL, CLI_FLAG, &cmd.json, "print JSON" },
         { NULL }
     };
 
-    const cli_command_t  cmd = {
+    const cli_command_t  command = {
         "bench", NULL, "Measures prompt and generation speed.",
         CLI_G_MODEL|CLI_G_COMPUTE, own, 0
     };
 
-    json = 0;
-    repeat = 2;
-    batch = (cli_list_t) { 3, { 1, 8, 32 } };
+    memset(&cmd, 0, sizeof(cmd));
+    cmd.ranks = (cli_list_t) { 1, { 1 } };
+    cmd.batch = (cli_list_t) { 3, { 1, 8, 32 } };
+    cmd.prompt = (cli_list_t) { 1, { 512 } };
+    cmd.depth = (cli_list_t) { 1, { 16 } };
+    cmd.n_new = 64;
+    cmd.repeat = 3;
 
-    rc = cli_parse(&cmd, &cli, argc, argv);
+    rc = cli_parse(&command, &cmd.cli, argc, argv);
     if (rc >= 0) {
         return rc;
     }
 
-    most = 0;
-
-    for (i = 0; i < batch.n; i++) {
-        most = batch.value[i] > most ? batch.value[i] : most;
+    if (cmd.n_new == 1) {
+        cli_error("bench: --new-tokens: \"1\" is the prompt's; 2 or more are "
+                  "needed, or 0 for no answers");
+        return CLI_EXIT_USAGE;
     }
 
-    need = bench_prompt + 1;
+    rc = 0;
 
-    if (need < bench_depth + bench_new) {
-        need = bench_depth + bench_new;
-    }
+    for (i = 0; i < cmd.ranks.n && rc == 0; i++) {
+        cmd.cli.ranks = cmd.ranks.value[i];
 
-    cli.max_batch = most;
-    cli.max_context = cli.max_context > need ? cli.max_context : need;
+        for (j = 0; j < cmd.threads.n && rc == 0; j++) {
+            cmd.cli.threads = cmd.threads.value[j];
+            rc = bench_team(&cmd);
+        }
 
-    if (bench_open(&b, &cli, err) != 0) {
-        cli_error("bench: %s", err);
-        return 1;
-    }
-
-    /* Weights are read from disk by the first step: not what is measured. */
-
-    rc = bench_run(&b, 1, 2, 2, &unused, &unused);
-    memset(r, 0, sizeof(r));
-
-    for (i = 0; i < batch.n && rc == 0; i++) {
-        for (k = 0; k < repeat && rc == 0; k++) {
-
-            rc = bench_run(&b, batch.value[i], bench_prompt, 1, &prompt,
-                           &unused);
-            if (rc == 0) {
-                rc = bench_run(&b, batch.value[i], bench_depth, bench_new,
-                               &unused, &answer);
-            }
-
-            if (rc == 0) {
-                r[i].prompt = prompt > r[i].prompt ? prompt : r[i].prompt;
-                r[i].answer = answer > r[i].answer ? answer : r[i].answer;
-            }
+        if (cmd.threads.n == 0) {
+            cmd.cli.threads = cli_threads(cmd.cli.ranks);
+            rc = bench_team(&cmd);
         }
     }
 
-    if (rc == 0) {
-        bench_print(&cli, &b, &batch, r, json);
-    } else {
-        cli_error("bench: %s", b.err);
-    }
+    if (rc != 0) {
+        cli_error("bench: %s", cmd.err);
 
-    bench_close(&b);
+    } else if (cmd.json) {
+        printf("]}\n");
+    }
 
     return rc != 0;
 }
 
 
+/* All cells of one number of ranks and threads. */
+
 static int
-bench_open(bench_t *b, const cli_engine_t *cli, char *err)
+bench_team(bench_cmd_t *cmd)
 {
-    sched_options_t  opt;
+    int            rc;
+    double         unused;
+    uint32_t       i, j;
+    bench_cell_t   cell;
 
-    memset(b, 0, sizeof(bench_t));
-    pthread_mutex_init(&b->lock, NULL);
-    pthread_cond_init(&b->wake, NULL);
-
-    if (cli_stack_open(&b->st, cli, 0, err) != 0) {
+    if (bench_fits(cmd) != 0) {
         return -1;
     }
 
-    cli_stack_sched(&b->st, cli, &opt);
-
-    b->known = malloc(opt.vocab);
-
-    if (b->known == NULL) {
-        snprintf(err, ERR_LEN, "no memory");
-        bench_close(b);
+    cmd->bench = bench_open(&cmd->cli, cmd->err);
+    if (cmd->bench == NULL) {
         return -1;
     }
 
-    memset(b->known, 1, opt.vocab);
+    rc = 0;
 
-    opt.known = b->known;
-    opt.queue_max = UINT32_MAX;
-    opt.ops = &bench_ops;
-    opt.ops_ctx = b;
+    if (cmd->with_roof) {
+        rc = bench_roof(cmd->bench, cmd->cli.ranks * cmd->cli.threads,
+                        &cmd->roof, cmd->err);
+    }
 
-    b->sched = sched_open(&opt, err);
+    /* Weights are read from disk by the first step: not what is measured. */
 
-    if (b->sched == NULL || sched_start(b->sched, err) != 0) {
-        bench_close(b);
+    if (rc == 0) {
+        rc = bench_prompts(cmd->bench, 1, 2, &unused, cmd->err);
+    }
+
+    if (rc == 0) {
+        bench_head(cmd);
+    }
+
+    for (i = 0; i < cmd->batch.n && rc == 0; i++) {
+        cell.batch = cmd->batch.value[i];
+
+        cell.prompts = 1;
+
+        for (j = 0; j < cmd->prompt.n && rc == 0; j++) {
+            cell.tokens = cmd->prompt.value[j];
+            rc = (cell.tokens != 0) ? bench_cell(cmd, &cell) : 0;
+        }
+
+        cell.prompts = 0;
+
+        for (j = 0; j < cmd->depth.n && rc == 0; j++) {
+            cell.tokens = cmd->depth.value[j];
+            rc = (cmd->n_new != 0) ? bench_cell(cmd, &cell) : 0;
+        }
+    }
+
+    bench_close(cmd->bench);
+
+    return rc;
+}
+
+
+static uint32_t
+bench_most(const cli_list_t *list)
+{
+    uint32_t  i, most;
+
+    most = 0;
+
+    for (i = 0; i < list->n; i++) {
+        most = (list->value[i] > most) ? list->value[i] : most;
+    }
+
+    return most;
+}
+
+
+/* Room for the largest cell, unless the command line says otherwise. */
+
+static int
+bench_fits(bench_cmd_t *cmd)
+{
+    uint32_t  need, answer;
+
+    need = bench_most(&cmd->prompt) + 1;
+    answer = (cmd->n_new != 0) ? bench_most(&cmd->depth) + cmd->n_new : 0;
+    need = (answer > need) ? answer : need;
+
+    if (cmd->cli.max_context != 0 && cmd->cli.max_context < need) {
+        snprintf(cmd->err, ERR_LEN, "--max-context: \"%u\" is less than the "
+                 "%u tokens of the longest run", cmd->cli.max_context, need);
         return -1;
     }
+
+    cmd->cli.max_context = need;
+    cmd->cli.max_batch = bench_most(&cmd->batch);
 
     return 0;
 }
 
 
-static void
-bench_close(bench_t *b)
+static int
+bench_cell(bench_cmd_t *cmd, bench_cell_t *cell)
 {
-    sched_close(b->sched);
-    cli_stack_close(&b->st);
-    free(b->known);
-    pthread_mutex_destroy(&b->lock);
-    pthread_cond_destroy(&b->wake);
+    int                 rc;
+    uint64_t            blocks, have;
+    const cli_stack_t  *st;
+
+    /* Sequences that push each other out of memory measure something else. */
+
+    st = bench_stack(cmd->bench);
+    blocks = ((uint64_t) cell->tokens + (cell->prompts ? 1 : cmd->n_new) + 63)
+             / 64;
+    have = st->opt.kv_blocks;
+
+    if ((cell->batch + cmd->cli.ranks - 1) / cmd->cli.ranks * blocks > have) {
+        snprintf(cmd->err, ERR_LEN, "%u sequences of %llu blocks do not fit "
+                 "into the %llu that each of %u ranks has; see --kv-memory",
+                 cell->batch, (unsigned long long) blocks,
+                 (unsigned long long) have, cmd->cli.ranks);
+        return -1;
+    }
+
+    for (cell->n = 0; cell->n < cmd->repeat; cell->n++) {
+
+        rc = cell->prompts
+             ? bench_prompts(cmd->bench, cell->batch, cell->tokens,
+                             &cell->rate[cell->n], cmd->err)
+             : bench_answers(cmd->bench, cell->batch, cell->tokens,
+                             cmd->n_new, &cell->rate[cell->n], cmd->err);
+
+        if (rc != 0) {
+            return -1;
+        }
+    }
+
+    qsort(cell->rate, cell->n, sizeof(double), bench_order);
+    bench_print(cmd, cell);
+
+    return 0;
 }
 
+
+static int
+bench_order(const void *a, const void *b)
+{
+    double  x, y;
+
+    x = *(const double *) a;
+    y = *(const double *) b;
+
+    return (x > y) - (x < y);
+}
+
+
+/* Of what the roof allows; 0 without one. */
 
 static double
-bench_now(void)
+bench_share(const bench_cmd_t *cmd, const bench_cell_t *cell, double rate)
 {
-    struct timespec  ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-
-    return (double) ts.tv_sec + (double) ts.tv_nsec / 1e9;
-}
-
-
-static int
-bench_run(bench_t *b, uint32_t n, uint32_t n_prompt, uint32_t n_new,
-    double *prompt, double *answer)
-{
-    int           failed;
-    double        begun, ended;
-    uint32_t      i;
-    bench_seq_t  *seq;
-
-    seq = calloc(n, sizeof(bench_seq_t));
-    if (seq == NULL) {
-        snprintf(b->err, ERR_LEN, "no memory");
-        return -1;
-    }
-
-    b->n = n;
-    b->n_started = 0;
-    b->n_ended = 0;
-    b->tokens = 0;
-    failed = 0;
-    begun = bench_now();
-
-    for (i = 0; i < n && !failed; i++) {
-        failed = bench_submit(b, &seq[i], i, n_prompt, n_new);
-    }
-
-    pthread_mutex_lock(&b->lock);
-
-    while (b->n_ended < i - (uint32_t) failed) {
-        pthread_cond_wait(&b->wake, &b->lock);
-    }
-
-    failed |= b->failed;
-    pthread_mutex_unlock(&b->lock);
-
-    ended = bench_now();
-
-    if (!failed) {
-        *prompt = (double) n * n_prompt / (b->all_started - begun);
-        *answer = (double) (b->tokens - b->tokens_then)
-                  / (ended - b->all_started);
-    }
-
-    while (i-- > 0) {
-        if (seq[i].seq != NULL) {
-            sched_release(seq[i].seq);
-        }
-    }
-
-    free(seq);
-
-    return failed ? -1 : 0;
-}
-
-
-static int
-bench_submit(bench_t *b, bench_seq_t *seq, uint32_t number, uint32_t n_prompt,
-    uint32_t n_new)
-{
-    uint32_t         i;
-    sched_request_t  q;
-
-    memset(&q, 0, sizeof(q));
-    seq->bench = b;
-
-    q.data = seq;
-    q.n_prompt = n_prompt;
-    q.max_tokens = n_new;
-    q.params.top_p = 1;
-    q.params.repetition_penalty = 1;
-    q.ignore_eos = 1;
-    q.rank_hint = -1;
-    q.credit = INT64_MAX / 2;
-
-    q.ids = malloc(n_prompt * sizeof(int32_t));
-
-    if (q.ids == NULL) {
-        snprintf(b->err, ERR_LEN, "no memory");
-        return 1;
-    }
-
-    for (i = 0; i < n_prompt; i++) {
-        q.ids[i] = (int32_t) (sample_random(number, i)
-                              * model_config(b->st.model)->vocab);
-    }
-
-    if (sched_submit(b->sched, &q, &seq->seq) != 0) {
-        snprintf(b->err, ERR_LEN, "no memory");
-        return 1;
-    }
-
-    return 0;
-}
-
-
-static void
-bench_accepted(void *data, const sched_accepted_t *a)
-{
-    (void) data;
-    (void) a;
-}
-
-
-static int
-bench_tokens(void *data, sched_kind_t kind, const sched_token_t *tok,
-    uint32_t n)
-{
-    bench_t      *b;
-    bench_seq_t  *seq = data;
-
-    (void) kind;
-    (void) tok;
-
-    b = seq->bench;
-
-    pthread_mutex_lock(&b->lock);
-
-    b->tokens += n;
-
-    if (!seq->started) {
-        seq->started = 1;
-
-        if (++b->n_started == b->n) {
-            b->all_started = bench_now();
-            b->tokens_then = b->tokens;
-        }
-    }
-
-    pthread_mutex_unlock(&b->lock);
-
-    return 0;
-}
-
-
-static void
-bench_finish(void *data, const sched_finish_t *f)
-{
-    bench_t      *b;
-    bench_seq_t  *seq = data;
-
-    b = seq->bench;
-
-    pthread_mutex_lock(&b->lock);
-
-    if (f->message != NULL && !b->failed) {
-        b->failed = 1;
-        snprintf(b->err, ERR_LEN, "%s", f->message);
-    }
-
-    b->n_ended++;
-    pthread_cond_signal(&b->wake);
-    pthread_mutex_unlock(&b->lock);
-}
-
-
-static void
-bench_failed(void *ctx, const char *reason)
-{
-    bench_t  *b = ctx;
-
-    pthread_mutex_lock(&b->lock);
-    b->failed = 1;
-    snprintf(b->err, ERR_LEN, "%s", reason);
-    pthread_mutex_unlock(&b->lock);
-}
-
-
-static void
-bench_print(const cli_engine_t *cli, const bench_t *b, const cli_list_t *batch,
-    const bench_result_t *r, int json)
-{
-    uint32_t              i;
     const model_config_t  *c;
 
-    c = model_config(b->st.model);
+    if (!cmd->with_roof) {
+        return 0;
+    }
 
-    if (json) {
-        printf("{\"model\":\"%s\",\"layers\":%u,\"hidden\":%u,\"vocab\":%u,"
-               "\"ranks\":%u,\"threads\":%u,\"kernels\":\"%s\","
-               "\"compute\":\"%s\",\"prefill_chunk\":%u,\"prompt_tokens\":%u,"
-               "\"new_tokens\":%u,\"depth\":%u,\"results\":[",
-               c->type, c->layers, c->hidden, c->vocab, cli->ranks,
-               cli->threads, b->st.path, b->st.compute, cli->prefill_chunk,
-               bench_prompt, bench_new, bench_depth);
+    c = model_config(bench_stack(cmd->bench)->model);
 
-        for (i = 0; i < batch->n; i++) {
-            printf("%s{\"batch\":%u,\"prompt_tokens_per_second\":%.2f,"
-                   "\"new_tokens_per_second\":%.2f}", i > 0 ? "," : "",
-                   batch->value[i], r[i].prompt, r[i].answer);
+    return rate / (cell->prompts
+                   ? bench_roof_prompts(&cmd->roof, cell->tokens)
+                   : bench_roof_answers(&cmd->roof, &c->gate, cell->batch));
+}
+
+
+static void
+bench_print(bench_cmd_t *cmd, const bench_cell_t *cell)
+{
+    char    what[32];
+    double  median, share;
+
+    median = (cell->rate[cell->n / 2] + cell->rate[(cell->n - 1) / 2]) / 2;
+    share = bench_share(cmd, cell, median);
+
+    if (cmd->json) {
+        bench_json_cell(cmd, cell, median, share);
+
+    } else {
+        snprintf(what, sizeof(what), "%s %u",
+                 cell->prompts ? "prompt of" : "new after", cell->tokens);
+
+        printf("%5u %7u %5u  %-16s %10.1f  [%.1f - %.1f]", cmd->cli.ranks,
+               cmd->cli.threads, cell->batch, what, median, cell->rate[0],
+               cell->rate[cell->n - 1]);
+
+        if (cmd->with_roof) {
+            printf("  %.1f %% of roof", share * 100);
         }
 
-        printf("]}\n");
+        printf("\n");
+    }
+
+    fflush(stdout);
+    cmd->cells++;
+}
+
+
+static void
+bench_head(bench_cmd_t *cmd)
+{
+    const cli_stack_t     *st;
+    const bench_roof_t    *r;
+    const model_config_t  *c;
+
+    st = bench_stack(cmd->bench);
+    c = model_config(st->model);
+    r = &cmd->roof;
+
+    if (cmd->json) {
+        bench_json_head(cmd);
         return;
     }
 
-    printf("%s, %u layers, hidden %u, vocabulary %u; ranks %u, threads %u, "
-           "%s, %s, prefill chunk %u\n\n", c->type, c->layers, c->hidden,
-           c->vocab, cli->ranks, cli->threads, b->st.path, b->st.compute,
-           cli->prefill_chunk);
-    printf("batch   prompt tokens/s (%4u)   new tokens/s (%u after %u)\n",
-           bench_prompt, bench_new, bench_depth);
-
-    for (i = 0; i < batch->n; i++) {
-        printf("%5u   %22.1f   %12.1f\n", batch->value[i], r[i].prompt,
-               r[i].answer);
+    if (cmd->tables++ == 0) {
+        printf("%s, %u layers, hidden %u, vocabulary %u; %s, %s, prefill "
+               "chunk %u\n", c->type, c->layers, c->hidden, c->vocab,
+               st->path, st->compute, cmd->cli.prefill_chunk);
     }
+
+    if (cmd->with_roof) {
+        printf("\nroof of %u thread%s: %.1f GB/s read, %.2f MB of weights a "
+               "token;\n%.1f GFLOP/s (%s), router %.1f (%s)\n", r->threads,
+               r->threads == 1 ? "" : "s", r->read / 1e9, r->cost.bytes / 1e6,
+               r->matrix / 1e9, r->matrix_name, r->router / 1e9,
+               r->router_name);
+    }
+
+    if (cmd->tables == 1 || cmd->with_roof) {
+        printf("\nranks threads batch  %-16s   tokens/s  [lowest - highest]\n",
+               "tokens");
+    }
+
+    fflush(stdout);
+}
+
+
+static void
+bench_json_head(bench_cmd_t *cmd)
+{
+    const cli_stack_t     *st;
+    const model_config_t  *c;
+
+    if (cmd->tables++ != 0) {
+        return;
+    }
+
+    st = bench_stack(cmd->bench);
+    c = model_config(st->model);
+
+    printf("{\"model\":\"%s\",\"layers\":%u,\"hidden\":%u,\"vocab\":%u,"
+           "\"kernels\":\"%s\",\"compute\":\"%s\",\"prefill_chunk\":%u,"
+           "\"new_tokens\":%u,\"repeat\":%u,\"results\":[", c->type,
+           c->layers, c->hidden, c->vocab, st->path, st->compute,
+           cmd->cli.prefill_chunk, cmd->n_new, cmd->repeat);
+}
+
+
+static void
+bench_json_cell(const bench_cmd_t *cmd, const bench_cell_t *cell,
+    double median, double share)
+{
+    uint32_t             i;
+    const bench_roof_t  *r;
+
+    r = &cmd->roof;
+
+    printf("%s\n{\"ranks\":%u,\"threads\":%u,\"batch\":%u,\"kind\":\"%s\","
+           "\"tokens\":%u,\"tokens_per_second\":%.2f,\"runs\":[",
+           cmd->cells > 0 ? "," : "", cmd->cli.ranks, cmd->cli.threads,
+           cell->batch, cell->prompts ? "prompt" : "new", cell->tokens,
+           median);
+
+    for (i = 0; i < cell->n; i++) {
+        printf("%s%.2f", i > 0 ? "," : "", cell->rate[i]);
+    }
+
+    printf("]");
+
+    if (cmd->with_roof) {
+        printf(",\"roof_share\":%.4f,\"read_gb\":%.2f,\"token_mb\":%.3f,"
+               "\"matrix_gflop\":%.1f,\"matrix_instruction\":\"%s\","
+               "\"router_gflop\":%.1f,\"router_instruction\":\"%s\"", share,
+               r->read / 1e9, r->cost.bytes / 1e6, r->matrix / 1e9,
+               r->matrix_name, r->router / 1e9, r->router_name);
+    }
+
+    printf("}");
 }

@@ -680,8 +680,6 @@ cli_arguments(cli_parser_t *p, cli_engine_t *opt, int argc, char **argv,
 static int
 cli_check(cli_parser_t *p, cli_engine_t *opt)
 {
-    long  cores;
-
     if ((p->cmd->groups & CLI_G_MODEL) != 0 && opt->model == NULL) {
         cli_error("%s: --model is required", p->cmd->name);
         return CLI_EXIT_USAGE;
@@ -690,12 +688,21 @@ cli_check(cli_parser_t *p, cli_engine_t *opt)
     opt->backend = cli_backends[cli_backend];
 
     if (opt->threads == 0) {
-        cores = sysconf(_SC_NPROCESSORS_ONLN);
-        opt->threads = cores > (long) opt->ranks
-                       ? (uint32_t) cores / opt->ranks : 1;
+        opt->threads = cli_threads(opt->ranks);
     }
 
     return -1;
+}
+
+
+uint32_t
+cli_threads(uint32_t ranks)
+{
+    long  cores;
+
+    cores = sysconf(_SC_NPROCESSORS_ONLN);
+
+    return cores > (long) ranks ? (uint32_t) cores / ranks : 1;
 }
 
 
@@ -726,9 +733,13 @@ cli_help(cli_parser_t *p)
         cli_help_option(o);
     }
 
+    /* An option of the command's own takes the place of a common one. */
+
     for (i = 0; i < p->n_common; i++) {
-        if (p->group[i] == 0 || (p->cmd->groups & p->group[i]) != 0) {
-            cli_help_option(&p->common[i]);
+        o = &p->common[i];
+
+        if (cli_find(p, o->name, strlen(o->name), 0) == o) {
+            cli_help_option(o);
         }
     }
 

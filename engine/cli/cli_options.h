@@ -133,6 +133,9 @@ int cli_parse(const cli_command_t *cmd, cli_engine_t *opt, int argc,
 /* Parses "64M" and the like; 0, or -1. */
 int cli_parse_size(const char *s, uint64_t *size);
 
+/* Threads of each rank, unless the command line says: the cores shared out. */
+uint32_t cli_threads(uint32_t ranks);
+
 /* "llm-engine: …" on stderr. */
 void cli_error(const char *fmt, ...)
     __attribute__((format(printf, 1, 2)));

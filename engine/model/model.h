@@ -56,6 +56,20 @@ typedef struct {
     float      top_p;                /* generation_config.json, or 1 */
 } model_config_t;
 
+/*
+ * What a token costs, all layers together.  Keys and values count as if they
+ * were expanded, which is the least work there is.
+ */
+
+typedef struct {
+    double  matrix;                  /* operations but for the head */
+    double  head;                    /* of a row that gives logits */
+    double  router;                  /* in float32 */
+    double  pair;                    /* attention, of a position it sees */
+    double  bytes;                   /* of weights, with the head */
+    double  expert_bytes;            /* of them in routed experts */
+} model_cost_t;
+
 typedef struct {
     uint32_t  max_rows;              /* of one step on this rank */
     uint32_t  max_logits;            /* rows of logits of one step */
@@ -79,6 +93,10 @@ uint64_t model_created(const model_t *model);
 
 /* Bytes of one KV block of all layers in a compute mode. */
 size_t model_kv_block_size(const model_t *model, be_dtype_t compute);
+
+/* Operations: a multiplication and an addition are two. */
+void model_cost(const model_t *model, be_dtype_t compute,
+    model_cost_t *cost);
 
 /*
  * `be`, `ex` and `map` are the caller's and outlive the rank.  Ranks may be

@@ -12,6 +12,7 @@
  *     model_pool.c         weights as a backend likes them, shared by ranks
  *     model_rank.c         one rank: its weights and its memory
  *     model_forward.c      the graph
+ *     model_cost.c         what a token costs
  */
 
 #ifndef MODEL_MODEL_INT_H

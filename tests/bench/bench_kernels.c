@@ -9,21 +9,23 @@
  * of the two roofs.
  */
 
-#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "backend/backend.h"
 #include "backend/cpu/be_kernels.h"
+#include "backend/cpu/be_peak.h"
 #include "backend/cpu/be_team.h"
 
 
-#define BENCH_BYTES    ((size_t) 256 << 20)
-#define BENCH_THREADS  64
+#define BENCH_BYTES      ((size_t) 256 << 20)
+#define BENCH_HUGE_PAGE  ((size_t) 2 << 20)
+#define BENCH_THREADS    64
 
 
 typedef struct {
@@ -35,13 +37,6 @@ typedef struct {
     double         time;             /* seconds for a figure */
 } bench_t;
 
-typedef struct {
-    const uint8_t  *data;
-    size_t          size;
-    double        (*peak)(void);     /* its floating-point operations */
-    uint64_t        sum[BENCH_THREADS][8];
-} bench_roof_t;
-
 
 static uint64_t     bench_seed = 1234567;
 static const char  *bench_only = "";    /* what the line must contain */
@@ -49,13 +44,7 @@ static const char  *bench_only = "";    /* what the line must contain */
 
 static double bench_now(void);
 static uint16_t bench_random(void);
-static void bench_read_item(void *ctx, uint32_t item, uint32_t worker);
-static void bench_peak_item(void *ctx, uint32_t item, uint32_t worker);
 static void bench_roofs(bench_t *b);
-static double bench_fma256(void);
-static double bench_fma512(void);
-static double bench_pairs(void);
-static double bench_tiles(void);
 static void bench_line(const bench_t *b, const char *what, double seconds,
     double flop, double bytes);
 static void bench_linear(bench_t *b, uint32_t rows, uint32_t in,
@@ -203,187 +192,28 @@ bench_floats(be_t *be, size_t n)
 }
 
 
-/* --- roofs ------------------------------------------------------------- */
-
-__attribute__((target("avx2"))) static void
-bench_read_item(void *ctx, uint32_t item, uint32_t worker)
-{
-    size_t          i;
-    __m256i         s[4];
-    uint32_t        j;
-    bench_roof_t   *r;
-    const uint8_t  *p;
-
-    r = ctx;
-    p = r->data + (size_t) item * r->size;
-
-    for (j = 0; j < 4; j++) {
-        s[j] = _mm256_setzero_si256();
-    }
-
-    for (i = 0; i < r->size; i += 128) {
-        for (j = 0; j < 4; j++) {
-            s[j] = _mm256_add_epi64(s[j], _mm256_load_si256(
-                       (const __m256i *) (p + i + j * 32)));
-        }
-    }
-
-    for (j = 1; j < 4; j++) {
-        s[0] = _mm256_add_epi64(s[0], s[j]);
-    }
-
-    r->sum[worker][0] += (uint64_t) _mm256_extract_epi64(s[0], 0);
-}
-
-
-/*
- * Each runs an instruction alone, on twelve chains in registers, and returns
- * what it did.  The first register is the input, whatever it holds is
- * cleared before.
- */
-
-#define BENCH_CHAINS(op, r)                                                  \
-    op " %%" r "0, %%" r "0, %%" r "1\n\t" op " %%" r "0, %%" r "0, %%" r     \
-    "2\n\t" op " %%" r "0, %%" r "0, %%" r "3\n\t" op " %%" r "0, %%" r      \
-    "0, %%" r "4\n\t" op " %%" r "0, %%" r "0, %%" r "5\n\t" op " %%" r      \
-    "0, %%" r "0, %%" r "6\n\t" op " %%" r "0, %%" r "0, %%" r "7\n\t" op    \
-    " %%" r "0, %%" r "0, %%" r "8\n\t" op " %%" r "0, %%" r "0, %%" r       \
-    "9\n\t" op " %%" r "0, %%" r "0, %%" r "10\n\t" op " %%" r "0, %%" r     \
-    "0, %%" r "11\n\t" op " %%" r "0, %%" r "0, %%" r "12"
-
-#define BENCH_PEAK(op, r, flops)                                             \
-    uint32_t  i_;                                                            \
-                                                                             \
-    __asm__ volatile ("vzeroall" : : : "memory");                            \
-                                                                             \
-    for (i_ = 0; i_ < 20000; i_++) {                                         \
-        __asm__ volatile (BENCH_CHAINS(op, r) : : : "xmm0", "xmm1", "xmm2",  \
-                          "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",    \
-                          "xmm9", "xmm10", "xmm11", "xmm12");                \
-    }                                                                        \
-                                                                             \
-    return 20000.0 * 12 * flops
-
-
-static double
-bench_fma256(void)
-{
-    BENCH_PEAK("vfmadd231ps", "ymm", 16);
-}
-
-
-static double
-bench_fma512(void)
-{
-    BENCH_PEAK("vfmadd231ps", "zmm", 32);
-}
-
-
-static double
-bench_pairs(void)
-{
-    BENCH_PEAK("vdpbf16ps", "zmm", 64);
-}
-
-
-static double
-bench_tiles(void)
-{
-    uint32_t  i;
-
-    static const uint8_t  config[64] __attribute__((aligned(64))) = {
-        [0] = 1,
-        [16] = 64, [18] = 64, [20] = 64, [22] = 64, [24] = 64, [26] = 64,
-        [28] = 64, [30] = 64,
-        [48] = 16, [49] = 16, [50] = 16, [51] = 16, [52] = 16, [53] = 16,
-        [54] = 16, [55] = 16
-    };
-
-    __asm__ volatile ("ldtilecfg %0" : : "m" (config));
-
-    for (i = 0; i < 20000; i++) {
-        __asm__ volatile ("tdpbf16ps %tmm6, %tmm4, %tmm0\n\t"
-                          "tdpbf16ps %tmm6, %tmm5, %tmm1\n\t"
-                          "tdpbf16ps %tmm7, %tmm4, %tmm2\n\t"
-                          "tdpbf16ps %tmm7, %tmm5, %tmm3");
-    }
-
-    return 20000.0 * 4 * 16384;
-}
-
-
-static void
-bench_peak_item(void *ctx, uint32_t item, uint32_t worker)
-{
-    bench_roof_t  *r;
-
-    (void) item;
-
-    r = ctx;
-
-    r->sum[worker][0] += (uint64_t) r->peak();
-}
-
-
 static void
 bench_roofs(bench_t *b)
 {
-    char           err[ERR_LEN];
-    int            i, j;
-    double         from, best, flop;
-    uint8_t       *data;
-    be_team_t     *team;
-    bench_roof_t   r;
+    char              err[ERR_LEN];
+    uint8_t          *data;
+    be_team_t        *team;
+    const be_peak_t  *peak;
 
-    data = aligned_alloc(64, BENCH_BYTES);
+    data = aligned_alloc(BENCH_HUGE_PAGE, BENCH_BYTES);
     team = be_team_open(b->threads, -1, err);
     if (data == NULL || team == NULL) {
         exit(1);
     }
 
+    (void) madvise(data, BENCH_BYTES, MADV_HUGEPAGE);
     memset(data, 0, BENCH_BYTES);
-    memset(&r, 0, sizeof(r));
-    r.data = data;
-    r.size = 1 << 16;
-    best = 1e9;
 
-    for (i = 0; i < 15; i++) {
-        from = bench_now();
-        be_team_run(team, bench_read_item, &r,
-                    (uint32_t) (BENCH_BYTES / r.size), 1000000);
-        best = fmin(best, bench_now() - from);
-    }
+    peak = be_peak_of(b->be->path,
+                      b->compute == BE_F32 ? BE_PEAK_F32 : BE_PEAK_BF16);
 
-    b->gb = (double) BENCH_BYTES / best * 1e-9;
-
-    r.peak = bench_fma256;
-
-    if (strncmp(b->be->path, "a", 1) == 0
-        && strcmp(b->be->path, "avx2") != 0)
-    {
-        r.peak = (b->compute == BE_F32
-                  || strcmp(b->be->path, "avx512") == 0) ? bench_fma512
-               : strcmp(b->be->path, "amx") == 0 ? bench_tiles : bench_pairs;
-    }
-
-    best = 0;
-
-    for (i = 0; i < 7; i++) {
-        memset(r.sum, 0, sizeof(r.sum));
-        from = bench_now();
-        be_team_run(team, bench_peak_item, &r, 8, 100000000);
-        from = bench_now() - from;
-
-        flop = 0;
-
-        for (j = 0; j < BENCH_THREADS; j++) {
-            flop += (double) r.sum[j][0];
-        }
-
-        best = fmax(best, flop / from);
-    }
-
-    b->gflop = best * 1e-9;
+    b->gb = be_peak_read(team, data, BENCH_BYTES) * 1e-9;
+    b->gflop = be_peak_measure(team, peak) * 1e-9;
 
     be_team_close(team);
     free(data);
