@@ -53,10 +53,21 @@ typedef struct {
     uint32_t      cols;
     const float  *scale;             /* F8E4M3: of each block of 128 x 128 */
     uint32_t      scale_cols;
+
+    /*
+     * Equal groups of rows (heads), each used on its own, and what of each is
+     * wanted: `take` rows from `from` on.  Zeros: one group, all its rows.
+     */
+    uint32_t      parts;
+    uint32_t      from;
+    uint32_t      take;
+
+    int           made;              /* what weight_tensor() gave */
 } be_tensor_t;
 
 typedef struct {
     be_dtype_t   compute;            /* BE_F32 or BE_BF16 */
+    be_dtype_t   weights;            /* of matrices; BE_F32: as they are */
     uint32_t     threads;            /* of this rank */
     uint32_t     rank;
     const char  *path;               /* kernel path, NULL: the best there is */
@@ -141,7 +152,7 @@ struct be_s {
 
     /*
      * Names what weights and memory of this backend depend on, as in
-     * "cpu avx2 bf16": ranks whose backends have equal keys use each other's
+     * "cpu avx2 bf16 int8": ranks whose backends have equal keys use each other's
      * weights and memory from alloc(), and any of them may free these.  The
      * string lives as long as the backend.  NULL: nothing is shared.
      */
@@ -157,17 +168,28 @@ struct be_s {
     void (*sync)(be_t *be);
 
     /*
-     * Makes a matrix usable.  The backend may keep pointing into `t->data`
-     * (it stays mapped) or convert.  `copies` adds the bytes it allocated.
-     * weight_t() is the same for the transpose of `t` cut into `parts` equal
-     * groups of rows, each transposed on its own and stacked: part i of the
-     * result is [cols][rows / parts].
+     * Makes a matrix usable in products, of the type that the options name.
+     * The backend may keep pointing into `t->data` (it stays mapped) or
+     * convert.  `copies` adds the bytes it allocated.  weight_t() is the same
+     * for the transpose of `t` cut into `parts` equal groups of rows, each
+     * transposed on its own and stacked: part i of the result is [cols][rows /
+     * parts] (`take` in place of rows / parts, if given).  table() makes what
+     * embed() takes, never quantised.
      */
     be_weight_t *(*weight)(be_t *be, const be_tensor_t *t, size_t *copies,
         char *err);
     be_weight_t *(*weight_t)(be_t *be, const be_tensor_t *t, uint32_t parts,
         size_t *copies, char *err);
+    be_weight_t *(*table)(be_t *be, const be_tensor_t *t, size_t *copies,
+        char *err);
     void (*weight_free)(be_t *be, be_weight_t *w);
+
+    /*
+     * A matrix as it is in memory, for saving: type, shape, parts and bytes
+     * (be_tensor_size()).  weight() takes it back, without work, where they
+     * are aligned to 64 and stay.
+     */
+    void (*weight_tensor)(const be_weight_t *w, be_tensor_t *t);
 
     /* KV pool: [layers][blocks][64][kv_lora + rope], F32 or BF16 by compute. */
     be_kv_t *(*kv_open)(be_t *be, uint32_t layers, uint32_t blocks,
@@ -258,6 +280,9 @@ struct be_s {
  */
 
 be_t *be_open(const char *name, const be_options_t *opt, char *err);
+
+/* Bytes of a matrix from weight_tensor(); 0 if it is not possible. */
+size_t be_tensor_size(const be_tensor_t *t);
 
 /*
  * The CPU backend; paths: "generic", "avx2", "avx512", "avx512bf16", "amx".

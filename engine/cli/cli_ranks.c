@@ -64,8 +64,7 @@ cli_ranks_open(model_t *model, const cli_ranks_options_t *opt, char *err)
     pthread_cond_init(&r->go, NULL);
     pthread_cond_init(&r->done, NULL);
 
-    r->map = ep_map_open(model_config(model)->gate.experts, opt->ranks,
-                         opt->redundant, err);
+    r->map = ep_map_open(model_config(model)->gate.experts, opt->ranks, err);
     if (r->map == NULL) {
         goto failed;
     }
@@ -290,6 +289,7 @@ cli_rank_open(cli_rank_t *rank)
 
     r = rank->all;
 
+    memset(&be, 0, sizeof(be));
     be.compute = r->opt.compute;
     be.threads = r->opt.threads;
     be.rank = rank->index;

@@ -19,6 +19,7 @@ static void sched_share(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
 static uint32_t sched_cover(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
     uint32_t rows);
 static sched_seq_t *sched_victim(sched_rank_t *rk, const sched_seq_t *seq);
+static int sched_grow_blocks(sched_seq_t *seq, uint32_t n);
 static void sched_score_rows(const sched_seq_t *seq, uint32_t rows,
     uint32_t *first, uint32_t *n);
 static void sched_batch(sched_rank_t *rk);
@@ -92,17 +93,13 @@ static int
 sched_plan_rank(sched_t *s, sched_rank_t *rk)
 {
     uint32_t      i, n, rows, logits, least, half;
-    sched_seq_t  *seq, *first;
+    sched_seq_t  *seq;
 
     for (i = 0; i < rk->n_running; i++) {
         seq = rk->running[i];
         seq->rows = 0;
         seq->n_score = 0;
         seq->planned = SCHED_UNPLANNED;
-
-        if (!seq->pause && sched_pending(seq) > 1) {
-            sched_cache_adopt(s, rk, seq);
-        }
     }
 
     rows = s->opt.prefill_chunk;
@@ -131,25 +128,18 @@ sched_plan_rank(sched_t *s, sched_rank_t *rk)
 
     least = (s->opt.prefill_chunk + 3) / 4;
     rows = rows > least ? rows : least;
-    first = NULL;
 
-    while (n < s->opt.max_batch && rows > 0) {
+    for (i = 0; n < s->opt.max_batch && rows > 0; i++) {
 
-        seq = sched_next_prompt(rk, first != NULL);
+        seq = sched_next_prompt(rk, i > 0);
 
         if (seq == NULL) {
             break;
         }
 
-        if (first != NULL && sched_cache_follows(s, rk, seq)) {
-            seq->planned = SCHED_PASSED;
-            continue;
-        }
-
         half = rows;
 
-        if (first == NULL && rk->n_active > 1) {
-            first = seq;
+        if (i == 0 && rk->n_active > 1) {
             half = (rows + 1) / 2;
         }
 
@@ -158,14 +148,6 @@ sched_plan_rank(sched_t *s, sched_rank_t *rk)
         rows += half;
 
         n += seq->planned == SCHED_PLANNED;
-    }
-
-    /* What nobody else wanted is the oldest one's, too. */
-
-    if (rows > 0 && first != NULL && first->planned == SCHED_PLANNED) {
-        rows += first->rows;
-        logits += first->n_score;
-        sched_share(s, rk, first, &rows, &logits);
     }
 
     sched_batch(rk);
@@ -273,7 +255,7 @@ sched_cover(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t rows)
 
     while (seq->n_blocks < need) {
 
-        block = kv_cache_get(&rk->cache);
+        block = kv_pool_get(&rk->pool);
 
         if (block >= 0) {
             seq->blocks[seq->n_blocks++] = block;
@@ -295,7 +277,7 @@ sched_cover(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t rows)
 }
 
 
-int
+static int
 sched_grow_blocks(sched_seq_t *seq, uint32_t n)
 {
     int32_t  *blocks;

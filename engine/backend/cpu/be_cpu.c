@@ -66,7 +66,9 @@ static const be_t  cpu_table = {
     .sync = cpu_sync,
     .weight = be_cpu_weight,
     .weight_t = be_cpu_weight_t,
+    .table = be_cpu_table,
     .weight_free = be_cpu_weight_free,
+    .weight_tensor = be_cpu_weight_tensor,
     .kv_open = cpu_kv_open,
     .kv_free = cpu_kv_free,
     .kv_block_size = cpu_kv_block_size,
@@ -178,8 +180,18 @@ be_cpu_open(const be_options_t *opt, char *err)
     long       l2;
     be_cpu_t  *cpu;
 
+    static const char *const  names[BE_DTYPES] = {
+        "", " bf16", " fp8", " int8", " int4"
+    };
+
     if (opt->compute != BE_F32 && opt->compute != BE_BF16) {
         snprintf(err, ERR_LEN, "the cpu backend computes in f32 or bf16");
+        return NULL;
+    }
+
+    if (opt->weights >= BE_DTYPES) {
+        snprintf(err, ERR_LEN, "weights of type %d are not possible",
+                 (int) opt->weights);
         return NULL;
     }
 
@@ -195,6 +207,7 @@ be_cpu_open(const be_options_t *opt, char *err)
     }
 
     cpu->compute = opt->compute;
+    cpu->weights = opt->weights;
     cpu->mode = &cpu->k->mode[opt->compute];
     cpu->threads = (opt->threads != 0) ? opt->threads : 1;
 
@@ -212,8 +225,8 @@ be_cpu_open(const be_options_t *opt, char *err)
 
     /* Without memory for its key nothing is shared. */
 
-    snprintf(share, sizeof(share), "cpu %s %s", cpu->k->path,
-             opt->compute == BE_F32 ? "f32" : "bf16");
+    snprintf(share, sizeof(share), "cpu %s %s%s", cpu->k->path,
+             opt->compute == BE_F32 ? "f32" : "bf16", names[opt->weights]);
     cpu->be.share = strdup(share);
 
     return &cpu->be;
@@ -498,10 +511,7 @@ cpu_embed_item(void *ctx, uint32_t item, uint32_t worker)
         y = r->y + (size_t) row * r->dim;
         at = (size_t) (uint32_t) r->id[row] * r->dim;
 
-        if (r->table->exact != NULL) {
-            memcpy(y, r->table->exact + at * 4, (size_t) r->dim * 4);
-
-        } else if (r->table->dtype == BE_F32) {
+        if (r->table->dtype == BE_F32) {
             memcpy(y, r->table->data + at * 4, (size_t) r->dim * 4);
 
         } else {

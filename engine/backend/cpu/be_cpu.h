@@ -2,13 +2,14 @@
  * The CPU backend's inside: what its files share.
  *
  *     be_cpu.c       opening, memory, the KV pool, simple row operations
- *     be_weight.c    matrices: mapped, converted, transposed
+ *     be_weight.c    matrices: mapped, converted, transposed, quantised
  *     be_product.c   matrix products over groups of rows, cut into items
  *     be_mla.c       cache, query and value of the latent attention
  *     be_attend.c    attention over the latent cache
  *     be_moe.c       router, experts, MLPs, combine
  *     be_team.c      threads
  *     be_kernels*    inner loops, a table for each kernel path
+ *     be_panels*     products with quantised weights, for each kernel path
  *     be_simd.h      vectors of floats, AVX2 or AVX-512
  *     be_amx*        the matrix unit
  */
@@ -17,6 +18,7 @@
 #define BE_CPU_H
 
 #include "backend/backend.h"
+#include "backend/be_quant.h"
 #include "backend/cpu/be_kernels.h"
 #include "backend/cpu/be_team.h"
 
@@ -26,11 +28,13 @@
 
 
 struct be_weight_s {
-    be_dtype_t       dtype;          /* BE_F32 or BE_BF16 */
+    be_dtype_t       dtype;
     uint32_t         rows;
     uint32_t         cols;
-    const uint8_t   *data;           /* rows, one after the other */
-    const uint8_t   *exact;          /* as mapped in F32, when converted */
+    uint32_t         part_rows;      /* of an equal part, or all */
+    uint32_t         part_panels;    /* 0: rows, one after the other */
+    size_t           ld;             /* bytes from row to row, or panel */
+    const uint8_t   *data;
     void            *own;            /* what data points to if it is ours */
 };
 
@@ -66,6 +70,7 @@ typedef struct {
     const be_kernels_t       *k;
     const be_mode_kernels_t  *mode;  /* of the compute mode */
     be_dtype_t                compute;
+    be_dtype_t                weights;   /* BE_F32: as they are */
     be_team_t                *team;
     uint32_t                  threads;
     size_t                    cache; /* bytes of L2 to work in */
@@ -147,6 +152,24 @@ const float *be_rows_row(void *ctx, uint32_t row, uint32_t *packed);
 
 size_t be_dtype_size(be_dtype_t dtype);
 
+/* Where a row of a matrix is, or its panel if it begins one. */
+
+static inline const uint8_t *
+be_weight_row(const be_weight_t *w, uint32_t row)
+{
+    size_t  at;
+
+    at = row;
+
+    if (w->part_panels != 0) {
+        at = (size_t) (row / w->part_rows) * w->part_panels
+             + row % w->part_rows / BE_PANEL;
+    }
+
+    return w->data + at * w->ld;
+}
+
+
 /* Products with this matrix in the backend's compute mode. */
 
 static inline const be_gemm_t *
@@ -161,7 +184,10 @@ be_weight_t *be_cpu_weight(be_t *be, const be_tensor_t *t, size_t *copies,
     char *err);
 be_weight_t *be_cpu_weight_t(be_t *be, const be_tensor_t *t, uint32_t parts,
     size_t *copies, char *err);
+be_weight_t *be_cpu_table(be_t *be, const be_tensor_t *t, size_t *copies,
+    char *err);
 void be_cpu_weight_free(be_t *be, be_weight_t *w);
+void be_cpu_weight_tensor(const be_weight_t *w, be_tensor_t *t);
 
 void be_cpu_linear(be_t *be, const be_weight_t *w, const float *x,
     uint32_t rows, float *y);

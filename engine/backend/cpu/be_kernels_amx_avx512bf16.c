@@ -25,6 +25,7 @@
 
 #include "backend/cpu/be_amx.h"
 #include "backend/cpu/be_kernels_simd.h"
+#include "backend/cpu/be_panels.h"
 
 
 #define AMX_CUT            512       /* elements: 32 rows are 32 kB */
@@ -94,6 +95,7 @@ const be_kernels_t  be_kernels_amx = {
         [BE_F32] = {
             .gemm[BE_F32] = { 1, simd_size, simd_pack, simd_product_f32 },
             .gemm[BE_BF16] = { 1, simd_size, simd_pack, simd_product_bf16 },
+            BE_PANEL_GEMMS(1, simd_size, simd_pack, be_panels_avx512),
             .prob_size = sizeof(float),
             .value_size = simd_value_size,
             .value = simd_value_f32,
@@ -101,6 +103,8 @@ const be_kernels_t  be_kernels_amx = {
         },
         [BE_BF16] = {
             .gemm[BE_BF16] = { AMX_ROWS, amx_size, amx_pack, amx_product },
+            BE_PANEL_GEMMS(AMX_ROWS, be_panels_amx_size, be_panels_amx_pack,
+                           be_panels_amx),
             .prob_size = sizeof(uint16_t),
             .value_size = be_amx_value_size,
             .value = be_amx_value,

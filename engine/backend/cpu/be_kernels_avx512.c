@@ -5,6 +5,7 @@
 #if defined(__x86_64__)
 
 #include "backend/cpu/be_kernels_simd.h"
+#include "backend/cpu/be_panels.h"
 
 
 const be_kernels_t  be_kernels_avx512 = {
@@ -13,6 +14,7 @@ const be_kernels_t  be_kernels_avx512 = {
         [BE_F32] = {
             .gemm[BE_F32] = { 1, simd_size, simd_pack, simd_product_f32 },
             .gemm[BE_BF16] = { 1, simd_size, simd_pack, simd_product_bf16 },
+            BE_PANEL_GEMMS(1, simd_size, simd_pack, be_panels_avx512),
             .prob_size = sizeof(float),
             .value_size = simd_value_size,
             .value = simd_value_f32,
@@ -23,6 +25,8 @@ const be_kernels_t  be_kernels_avx512 = {
                               simd_product_f32 },
             .gemm[BE_BF16] = { 1, simd_size, simd_pack_rounded,
                               simd_product_bf16 },
+            BE_PANEL_GEMMS(1, simd_size, simd_pack_rounded,
+                           be_panels_avx512_rounded),
             .prob_size = sizeof(float),
             .value_size = simd_value_size,
             .value = simd_value_bf16,

@@ -7,6 +7,7 @@
 #if defined(__x86_64__)
 
 #include "backend/cpu/be_kernels_simd.h"
+#include "backend/cpu/be_panels.h"
 
 
 #define BF16_PAD     32              /* elements of a vector */
@@ -30,6 +31,7 @@ const be_kernels_t  be_kernels_avx512bf16 = {
         [BE_F32] = {
             .gemm[BE_F32] = { 1, simd_size, simd_pack, simd_product_f32 },
             .gemm[BE_BF16] = { 1, simd_size, simd_pack, simd_product_bf16 },
+            BE_PANEL_GEMMS(1, simd_size, simd_pack, be_panels_avx512),
             .prob_size = sizeof(float),
             .value_size = simd_value_size,
             .value = simd_value_f32,
@@ -37,6 +39,7 @@ const be_kernels_t  be_kernels_avx512bf16 = {
         },
         [BE_BF16] = {
             .gemm[BE_BF16] = { 1, bf16_size, bf16_pack, bf16_product },
+            BE_PANEL_GEMMS(1, bf16_size, bf16_pack, be_panels_avx512bf16),
             .prob_size = sizeof(uint16_t),
             .value_size = simd_value_size,
             .value = bf16_value,

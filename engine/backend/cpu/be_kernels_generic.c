@@ -8,6 +8,7 @@
 #include <math.h>
 
 #include "backend/cpu/be_kernels.h"
+#include "backend/cpu/be_panels.h"
 
 
 static size_t generic_size(uint32_t rows, uint32_t k);
@@ -46,6 +47,7 @@ const be_kernels_t  be_kernels_generic = {
                               generic_product_f32 },
             .gemm[BE_BF16] = { 1, generic_size, generic_pack,
                               generic_product_bf16 },
+            BE_PANEL_GEMMS(1, generic_size, generic_pack, be_panels_generic),
             .prob_size = sizeof(float),
             .value_size = generic_value_size,
             .value = generic_value_f32,
@@ -56,6 +58,8 @@ const be_kernels_t  be_kernels_generic = {
                               generic_product_f32 },
             .gemm[BE_BF16] = { 1, generic_size, generic_pack_bf16,
                               generic_product_bf16 },
+            BE_PANEL_GEMMS(1, generic_size, generic_pack_bf16,
+                           be_panels_generic_rounded),
             .prob_size = sizeof(float),
             .value_size = generic_value_size,
             .value = generic_value_bf16,

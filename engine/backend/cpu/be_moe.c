@@ -283,6 +283,8 @@ be_cpu_gate(be_t *be, const be_gate_t *g, const float *w, const float *bias,
     matrix.dtype = BE_F32;
     matrix.rows = g->experts;
     matrix.cols = hidden;
+    matrix.part_rows = g->experts;
+    matrix.ld = (size_t) hidden * sizeof(float);
     matrix.data = (const uint8_t *) w;
 
     memset(&group, 0, sizeof(group));

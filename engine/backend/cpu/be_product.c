@@ -88,8 +88,8 @@ be_product(be_cpu_t *cpu, const be_product_t *p)
         rows += p->group[i].rows;
 
         if (p->group[i].rows != 0) {
-            bytes += (uint64_t) p->n * p->k
-                     * be_dtype_size(p->group[i].w->dtype);
+            bytes += p->n * p->group[i].w->ld
+                     / (p->group[i].w->part_panels != 0 ? BE_PANEL : 1);
         }
     }
 
@@ -158,9 +158,10 @@ static void
 product_item(void *ctx, uint32_t item, uint32_t worker)
 {
     float               *tile, *c, *pair;
-    size_t               ldw, ldc, at;
+    size_t               ldc;
     uint32_t             g, local, row, end, m, col, n;
     product_job_t       *job;
+    const uint8_t       *w, *w2;
     const be_group_t    *group;
     const be_product_t  *p;
 
@@ -177,8 +178,10 @@ product_item(void *ctx, uint32_t item, uint32_t worker)
     col = local % job->bands * job->band;
     n = (p->n - col < job->band) ? p->n - col : job->band;
 
-    ldw = (size_t) group->w->cols * be_dtype_size(group->w->dtype);
-    at = (size_t) (group->w_row + col) * ldw;
+
+    w = be_weight_row(group->w, group->w_row + col);
+    w2 = (group->pair != NULL)
+         ? be_weight_row(group->pair, group->w_row + col) : NULL;
 
     tile = job->tile + worker * job->tile_size;
     pair = NULL;
@@ -195,16 +198,15 @@ product_item(void *ctx, uint32_t item, uint32_t worker)
         }
 
         p->gemm[group->w->dtype].product(p->act, p->k, group->act_row + row,
-                                         m, group->w->data + at, ldw, n, c,
-                                         ldc);
+                                         m, w, group->w->ld, n, c, ldc);
 
         if (group->pair != NULL) {
             pair = tile + job->tile_size / 2;
 
             p->gemm[group->pair->dtype].product(p->act, p->k,
-                                         group->act_row + row, m,
-                                         group->pair->data + at, ldw, n,
-                                         pair, job->band);
+                                                group->act_row + row, m, w2,
+                                                group->pair->ld, n, pair,
+                                                job->band);
         }
 
         if (p->store != NULL) {

@@ -1,0 +1,21 @@
+/*
+ * Products with quantised weights: AVX-512.
+ */
+
+#if defined(__x86_64__)
+
+#include "backend/cpu/be_panels_simd.h"
+
+
+PANELS(be_panels_avx512_f8, BE_F8E4M3, 0)
+PANELS(be_panels_avx512_int8, BE_INT8, 0)
+PANELS(be_panels_avx512_int4, BE_INT4, 0)
+PANELS(be_panels_avx512_rounded_f8, BE_F8E4M3, 1)
+PANELS(be_panels_avx512_rounded_int8, BE_INT8, 1)
+PANELS(be_panels_avx512_rounded_int4, BE_INT4, 1)
+
+#else
+
+typedef int be_panels_avx512_none_t;
+
+#endif
