@@ -33,7 +33,7 @@ CFLAGS  := -std=c11 -D_GNU_SOURCE $(OPT) -g -Wall -Wextra -Werror \
            -Wno-missing-field-initializers -ffp-contract=off -fno-math-errno \
            -pthread -Iengine $(SAN)
 LDFLAGS := -pthread $(SAN)
-LDLIBS  := -lcjson -latomic_ops -lpcre2-8 -lxxhash -lm
+LDLIBS  := -lcjson -latomic_ops -lpcre2-8 -lxxhash -lcrypto -lm
 
 .PHONY: all engine module clean
 all: engine module

@@ -385,6 +385,15 @@ ngx_http_llm_lane_tally(ngx_http_llm_choice_t *choice,
     ctx->completion_tokens -= choice->finish.completion_tokens;
     ctx->completion_tokens += finish->completion_tokens;
 
+    /* More may have been found than when the request was accepted. */
+
+    if (choice->nth == 0
+        && finish->cached_tokens > choice->accepted.cached_tokens)
+    {
+        ctx->cached_tokens += finish->cached_tokens
+                              - choice->accepted.cached_tokens;
+    }
+
     choice->finish = *finish;
     choice->reason = finish->reason;
 

@@ -185,6 +185,8 @@ cli_stack_sched(cli_stack_t *st, const cli_engine_t *cli, sched_options_t *opt)
     opt->max_batch = cli->max_batch;
     opt->prefill_chunk = cli->prefill_chunk;
     opt->queue_max = cli->queue;
+    opt->prefix_cache = (int) cli->prefix_cache;
+    opt->cache_seed = st->fingerprint;
     opt->eos = conf->eos;
     opt->n_eos = conf->n_eos;
     opt->step = cli_stack_step;

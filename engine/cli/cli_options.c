@@ -47,6 +47,7 @@ static int cli_check(cli_parser_t *p, cli_engine_t *opt);
 
 
 static const char *const  cli_backends[] = { "cpu", "cuda", NULL };
+static const char *const  cli_switch[] = { "off", "on", NULL };
 static const char *const  cli_computes[] = { "auto", "f32", "bf16", NULL };
 static const char *const  cli_levels[] = {
     "error", "warn", "notice", "info", "debug", NULL
@@ -115,6 +116,7 @@ cli_defaults(cli_engine_t *opt)
     opt->socket = "/run/llm-engine/engine.sock";
     opt->socket_mode = 0600;
     opt->queue = 1024;
+    opt->prefix_cache = 1;
     opt->max_lanes = 1024;
 }
 
@@ -175,6 +177,10 @@ cli_table(cli_parser_t *p, cli_engine_t *opt)
         { CLI_G_SERVE,
           { "queue", "N", CLI_UINT, &opt->queue,
             "requests that may wait", 1, 1048576 } },
+        { CLI_G_SERVE,
+          { "prefix-cache", "MODE", CLI_WORD, &opt->prefix_cache,
+            "on or off: keep and share the KV of equal beginnings", 0, 0,
+            cli_switch } },
         { CLI_G_SERVE,
           { "max-lanes", "N", CLI_UINT, &opt->max_lanes,
             "workers that may be connected", 1, 4096 } },

@@ -114,6 +114,7 @@ typedef struct {
     uint32_t     socket_mode;
     const char  *socket_group;       /* or NULL */
     uint32_t     queue;              /* waiting requests at most */
+    uint32_t     prefix_cache;       /* 1: on */
     uint32_t     max_lanes;
 
     int          argc;               /* positional arguments */

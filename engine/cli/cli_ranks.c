@@ -64,7 +64,8 @@ cli_ranks_open(model_t *model, const cli_ranks_options_t *opt, char *err)
     pthread_cond_init(&r->go, NULL);
     pthread_cond_init(&r->done, NULL);
 
-    r->map = ep_map_open(model_config(model)->gate.experts, opt->ranks, err);
+    r->map = ep_map_open(model_config(model)->gate.experts, opt->ranks,
+                         opt->redundant, err);
     if (r->map == NULL) {
         goto failed;
     }

@@ -21,6 +21,7 @@ typedef struct {
     uint32_t     max_logits;
     uint32_t     kv_blocks;          /* of each rank */
     uint32_t     timeout_ms;         /* of the exchange, 0: none */
+    uint32_t     redundant;          /* slots of experts beyond one each */
 } cli_ranks_options_t;
 
 /* What one rank computes in a step; n_rows may be 0. */

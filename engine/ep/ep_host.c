@@ -26,7 +26,13 @@
 
 
 #define EP_SPIN       2000           /* pauses before sleeping */
-#define EP_MAX_RANKS  256
+
+/*
+ * An expert's weights are read once on each rank that has a row for it, which
+ * costs about as much as computing that many rows: fewer are not given away.
+ */
+
+#define EP_PIECE      8
 
 
 /*
@@ -57,8 +63,13 @@ typedef struct {
     ep_exchange_t   ex;              /* first: the two are cast */
     ep_hub_t       *hub;
     int             dispatched;
-    uint32_t       *offset;          /* [max_experts + 1] */
-    uint32_t       *fill;            /* [max_experts] */
+    uint32_t       *offset;          /* [max_experts + 1], by slot */
+    uint32_t       *total;           /* [max_experts] pairs of all ranks */
+    uint32_t       *begin;           /* [max_experts] first that is ours */
+    uint32_t       *mine;            /* [max_experts] how many are */
+    uint32_t       *at;              /* [max_experts] where they go */
+    uint64_t       *busy;            /* [ranks] pairs given so far */
+    uint32_t       *share;           /* [ranks] of one expert's homes */
     const float   **x;               /* [max pairs] */
     float         **y;
 } ep_host_t;
@@ -70,6 +81,9 @@ static void ep_hub_free(ep_hub_t *hub);
 static int ep_host_dispatch(ep_exchange_t *ex, const ep_send_t *send,
     be_pairs_t *pairs, char *err);
 static int ep_host_check(ep_host_t *h, const ep_send_t *send, char *err);
+static void ep_host_count(ep_host_t *h, const ep_placement_t *p);
+static void ep_host_share(ep_host_t *h, const ep_placement_t *p);
+static void ep_host_split(ep_host_t *h, const ep_placement_t *p, uint32_t e);
 static void ep_host_collect(ep_host_t *h, const ep_placement_t *p);
 static int ep_host_combine(ep_exchange_t *ex, char *err);
 static int ep_host_barrier(ep_exchange_t *ex, char *err);
@@ -92,9 +106,9 @@ ep_host_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
     ep_hub_t   *hub;
     ep_host_t  *h;
 
-    if (ranks == 0 || ranks > EP_MAX_RANKS) {
+    if (ranks == 0 || ranks > EP_RANKS_MAX) {
         snprintf(err, ERR_LEN, "%u ranks: 1 to %u are possible", ranks,
-                 EP_MAX_RANKS);
+                 EP_RANKS_MAX);
         return -1;
     }
 
@@ -175,11 +189,19 @@ ep_host_rank(ep_hub_t *hub, uint32_t rank)
 
     h->hub = hub;
     h->offset = calloc((size_t) hub->max_experts + 1, sizeof(uint32_t));
-    h->fill = calloc((size_t) hub->max_experts + 1, sizeof(uint32_t));
+    h->total = calloc((size_t) hub->max_experts + 1, sizeof(uint32_t));
+    h->begin = calloc((size_t) hub->max_experts + 1, sizeof(uint32_t));
+    h->mine = calloc((size_t) hub->max_experts + 1, sizeof(uint32_t));
+    h->at = calloc((size_t) hub->max_experts + 1, sizeof(uint32_t));
+    h->busy = calloc(hub->ranks, sizeof(uint64_t));
+    h->share = calloc(hub->ranks, sizeof(uint32_t));
     h->x = calloc(pairs, sizeof(*h->x));
     h->y = calloc(pairs, sizeof(*h->y));
 
-    if (h->offset == NULL || h->fill == NULL || h->x == NULL || h->y == NULL) {
+    if (h->offset == NULL || h->total == NULL || h->begin == NULL
+        || h->mine == NULL || h->at == NULL || h->busy == NULL
+        || h->share == NULL || h->x == NULL || h->y == NULL)
+    {
         ep_host_rank_free(h);
         return NULL;
     }
@@ -201,7 +223,12 @@ static void
 ep_host_rank_free(ep_host_t *h)
 {
     free(h->offset);
-    free(h->fill);
+    free(h->total);
+    free(h->begin);
+    free(h->mine);
+    free(h->at);
+    free(h->busy);
+    free(h->share);
     free(h->x);
     free(h->y);
     free(h);
@@ -244,6 +271,8 @@ ep_host_dispatch(ep_exchange_t *ex, const ep_send_t *send, be_pairs_t *pairs,
         return -1;
     }
 
+    ep_host_count(h, send->placement);
+    ep_host_share(h, send->placement);
     ep_host_collect(h, send->placement);
 
     pairs->n_experts = send->placement->count[ex->rank];
@@ -275,7 +304,8 @@ ep_host_check(ep_host_t *h, const ep_send_t *send, char *err)
         return -1;
     }
 
-    if (p->ranks != hub->ranks || p->count[h->ex.rank] > hub->max_experts
+    if (p->ranks != hub->ranks || p->experts > hub->max_experts
+        || p->count[h->ex.rank] > hub->max_experts
         || send->rows > hub->max_rows || send->top_k > hub->max_top_k)
     {
         snprintf(err, ERR_LEN, "rank %u: dispatch of %u rows to %u experts "
@@ -298,46 +328,143 @@ ep_host_check(ep_host_t *h, const ep_send_t *send, char *err)
 }
 
 
-/* A counting sort of all ranks' pairs by local expert. */
+/*
+ * Rows go to experts by a counting sort of all ranks' pairs (row, expert).
+ * What depends on all pairs each rank works out for itself, alike.
+ */
+
+static void
+ep_host_count(ep_host_t *h, const ep_placement_t *p)
+{
+    size_t            i, n;
+    uint32_t          r;
+    const ep_send_t  *s;
+
+    memset(h->total, 0, p->experts * sizeof(uint32_t));
+
+    for (r = 0; r < h->hub->ranks; r++) {
+        s = &h->hub->send[r];
+        n = (size_t) s->rows * s->top_k;
+
+        for (i = 0; i < n; i++) {
+            h->total[s->id[i]]++;
+        }
+    }
+}
+
+
+/* Which of each expert's pairs are this rank's: a run of them. */
+
+static void
+ep_host_share(ep_host_t *h, const ep_placement_t *p)
+{
+    uint32_t  e, i, n, me;
+
+    me = h->ex.rank;
+    memset(h->busy, 0, p->ranks * sizeof(uint64_t));
+
+    for (e = 0; e < p->experts; e++) {
+        n = p->first[e + 1] - p->first[e];
+        h->begin[e] = 0;
+        h->mine[e] = 0;
+
+        for (i = p->first[e]; i < p->first[e + 1]; i++) {
+            h->busy[p->rank[i]] += h->total[e] / n;
+            h->mine[e] = (n == 1 && p->rank[i] == me) ? h->total[e] : 0;
+        }
+    }
+
+    for (e = 0; e < p->experts; e++) {
+        if (p->first[e + 1] > p->first[e] + 1 && h->total[e] > 0) {
+            ep_host_split(h, p, e);
+        }
+    }
+}
+
+
+/*
+ * Pairs of an expert with several homes, shared evenly so far, go there in
+ * pieces, each to the home that has least to do.
+ */
+
+static void
+ep_host_split(ep_host_t *h, const ep_placement_t *p, uint32_t e)
+{
+    uint32_t        k, n, best, left, piece, begin;
+    const uint8_t  *home;
+
+    home = p->rank + p->first[e];
+    n = p->first[e + 1] - p->first[e];
+    left = h->total[e];
+
+    piece = (left + 4 * n - 1) / (4 * n);
+    piece = (piece < EP_PIECE) ? EP_PIECE : piece;
+
+    for (k = 0; k < n; k++) {
+        h->busy[home[k]] -= left / n;
+        h->share[k] = 0;
+    }
+
+    while (left > 0) {
+
+        if (left < piece + EP_PIECE) {
+            piece = left;
+        }
+
+        for (best = 0, k = 1; k < n; k++) {
+            best = (h->busy[home[k]] < h->busy[home[best]]) ? k : best;
+        }
+
+        h->share[best] += piece;
+        h->busy[home[best]] += piece;
+        left -= piece;
+    }
+
+    for (begin = 0, k = 0; k < n; k++) {
+        if (home[k] == h->ex.rank) {
+            h->begin[e] = begin;
+            h->mine[e] = h->share[k];
+        }
+
+        begin += h->share[k];
+    }
+}
+
 
 static void
 ep_host_collect(ep_host_t *h, const ep_placement_t *p)
 {
     size_t            i, n;
-    uint32_t          e, r, at, sum, me;
+    uint32_t          e, r, j, at, sum, seen, slots;
     const ep_send_t  *s;
+    const uint32_t   *expert;
 
-    me = h->ex.rank;
-    memset(h->fill, 0, p->count[me] * sizeof(uint32_t));
-
-    for (r = 0; r < h->hub->ranks; r++) {
-        s = &h->hub->send[r];
-        n = (size_t) s->rows * s->top_k;
-
-        for (i = 0; i < n; i++) {
-            if (p->rank[s->id[i]] == me) {
-                h->fill[p->slot[s->id[i]]]++;
-            }
-        }
-    }
-
+    slots = p->count[h->ex.rank];
+    expert = p->expert + p->begin[h->ex.rank];
     sum = 0;
 
-    for (e = 0; e < p->count[me]; e++) {
-        h->offset[e] = sum;
-        sum += h->fill[e];
-        h->fill[e] = h->offset[e];
+    for (j = 0; j < slots; j++) {
+        h->offset[j] = sum;
+        h->at[expert[j]] = sum;
+        sum += h->mine[expert[j]];
     }
 
-    h->offset[e] = sum;
+    h->offset[slots] = sum;
+
+    /* counted anew, in the order of home rank and row */
+
+    memset(h->total, 0, p->experts * sizeof(uint32_t));
 
     for (r = 0; r < h->hub->ranks; r++) {
         s = &h->hub->send[r];
         n = (size_t) s->rows * s->top_k;
 
         for (i = 0; i < n; i++) {
-            if (p->rank[s->id[i]] == me) {
-                at = h->fill[p->slot[s->id[i]]]++;
+            e = (uint32_t) s->id[i];
+            seen = h->total[e]++ - h->begin[e];
+
+            if (seen < h->mine[e]) {
+                at = h->at[e] + seen;
                 h->x[at] = s->x + i / s->top_k * s->hidden;
                 h->y[at] = s->contrib + i * s->hidden;
             }

@@ -23,14 +23,23 @@
 
 typedef struct ep_exchange_s  ep_exchange_t;
 
-/* Where experts live: the same on every rank, per layer. */
+#define EP_RANKS_MAX  256            /* a rank is a uint8_t in placements */
+
+/*
+ * Where experts live: the same on every rank, per layer.  Homes of expert e
+ * are first[e] … first[e + 1] - 1, at least one, each on another rank, in
+ * order of rank.
+ */
 
 typedef struct {
     uint32_t        experts;         /* logical experts */
     uint32_t        ranks;
-    const uint8_t  *rank;            /* [experts] rank that holds it */
-    const uint32_t *slot;            /* [experts] its local index there */
-    const uint32_t *count;           /* [ranks] local experts */
+    const uint32_t *first;           /* [experts + 1] its homes */
+    const uint8_t  *rank;            /* [homes] rank that holds it */
+    const uint32_t *slot;            /* [homes] its local index there */
+    const uint32_t *count;           /* [ranks] slots */
+    const uint32_t *begin;           /* [ranks] of them in `expert` */
+    const uint32_t *expert;          /* [homes] by rank and slot */
 } ep_placement_t;
 
 typedef struct {
@@ -50,7 +59,10 @@ struct ep_exchange_s {
 
     /*
      * `pairs` is the exchange's until combine() returns; pairs of an expert
-     * are in order of (home rank, row).  0, or -1 with the reason in `err`.
+     * are in order of (home rank, row).  Of the homes of an expert that has
+     * several the least busy ones get rows; only where a row is computed
+     * depends on that.  All ranks must send with equal placements.  0, or -1
+     * with the reason in `err`.
      */
     int (*dispatch)(ep_exchange_t *ex, const ep_send_t *send,
         be_pairs_t *pairs, char *err);
@@ -71,22 +83,28 @@ struct ep_exchange_s {
 /*
  * Ranks in one process, host memory: rows are read and contributions written
  * in place.  Makes `ranks` exchanges at once, into ex[0 … ranks - 1], each to
- * be closed by its own close().  `max_rows`: of one rank in one step.
- * `timeout_ms` 0: none.  0, or -1 with the reason in `err` (ERR_LEN).
+ * be closed by its own close().  `max_rows`: of one rank in one step;
+ * `max_experts`: of the model, no rank has more slots; `timeout_ms` 0: none.  0, or -1 with the reason in `err` (ERR_LEN).
  */
 
 int ep_host_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
     uint32_t max_top_k, uint32_t max_experts, uint32_t timeout_ms, char *err);
 
 /*
- * Default placement: contiguous runs of experts, sizes differing by at most
- * one; the arrays are the map's, until it is closed.  More ranks than experts
- * are refused: NULL with the reason in `err` (ERR_LEN).
+ * A placement's memory.  ep_map_open(): one to start with, of contiguous runs,
+ * sizes differing by at most one; with `redundant` slots more than experts the
+ * first ones have replicas.  ep_map_make(): any; rank r holds the count[r]
+ * experts that follow expert[r * room], all different; each expert has to be
+ * somewhere.  NULL with the reason in `err` (ERR_LEN).
  */
 
 typedef struct ep_map_s  ep_map_t;
 
-ep_map_t *ep_map_open(uint32_t experts, uint32_t ranks, char *err);
+ep_map_t *ep_map_open(uint32_t experts, uint32_t ranks, uint32_t redundant,
+    char *err);
+ep_map_t *ep_map_make(uint32_t experts, uint32_t ranks, const uint32_t *count,
+    const uint32_t *expert, uint32_t room, char *err);
+ep_map_t *ep_map_copy(const ep_map_t *map, char *err);
 const ep_placement_t *ep_map_placement(const ep_map_t *map);
 void ep_map_close(ep_map_t *map);
 

@@ -121,7 +121,11 @@ be_kv_t *model_rank_kv(model_rank_t *mr);
 int model_step(model_rank_t *mr, const be_batch_t *batch,
     const uint32_t *logit_row, uint32_t n_logits, float *logits, char *err);
 
-/* Tokens routed to each expert of a MoE layer since start: [experts]. */
-const uint64_t *model_expert_load(const model_rank_t *mr, uint32_t layer);
+/*
+ * Adds this rank's rows that each expert of a MoE layer got since the start,
+ * wherever it lives, to load[experts].  Any thread may ask.
+ */
+void model_expert_load(const model_rank_t *mr, uint32_t layer,
+    uint64_t *load);
 
 #endif /* MODEL_MODEL_H */

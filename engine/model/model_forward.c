@@ -28,6 +28,7 @@ static void forward_attend(model_rank_t *mr, uint32_t layer,
     const forward_t *f);
 static int forward_moe(model_rank_t *mr, uint32_t layer, const forward_t *f,
     char *err);
+static void forward_count(model_rank_t *mr, model_rank_layer_t *l, size_t n);
 static void forward_narrow(model_rank_t *mr, forward_t *f, be_batch_t *last,
     const uint32_t *logit_row, uint32_t n_logits);
 static void forward_head(model_rank_t *mr, const forward_t *f, float *logits);
@@ -192,7 +193,6 @@ static int
 forward_moe(model_rank_t *mr, uint32_t layer, const forward_t *f, char *err)
 {
     be_t                *be;
-    size_t               i, n;
     ep_send_t            send;
     be_pairs_t           pairs;
     const be_gate_t     *g;
@@ -202,7 +202,7 @@ forward_moe(model_rank_t *mr, uint32_t layer, const forward_t *f, char *err)
     g = &mr->model->config.gate;
     l = &mr->layer[layer];
 
-    send.placement = mr->placement;
+    send.placement = ep_map_placement(l->place.map);
     send.x = f->h;
     send.rows = f->rows;
     send.hidden = mr->model->config.hidden;
@@ -225,7 +225,7 @@ forward_moe(model_rank_t *mr, uint32_t layer, const forward_t *f, char *err)
         be->mlp_add(be, &l->mlp, f->h, f->rows, f->x);
     }
 
-    be->experts(be, l->expert, &pairs);
+    be->experts(be, l->place.expert, &pairs);
     be->sync(be);
 
     if (mr->ex->combine(mr->ex, err) != 0) {
@@ -237,13 +237,26 @@ forward_moe(model_rank_t *mr, uint32_t layer, const forward_t *f, char *err)
                     send.hidden, f->x);
     }
 
-    n = (size_t) f->rows * g->top_k;
-
-    for (i = 0; i < n; i++) {
-        l->load[mr->expert[i]]++;
-    }
+    forward_count(mr, l, (size_t) f->rows * g->top_k);
 
     return 0;
+}
+
+
+/* Read by other threads, written by this one alone. */
+
+static void
+forward_count(model_rank_t *mr, model_rank_layer_t *l, size_t n)
+{
+    size_t                  i;
+    atomic_uint_least64_t  *at;
+
+    for (i = 0; i < n; i++) {
+        at = &l->load[mr->expert[i]];
+        atomic_store_explicit(at, atomic_load_explicit(at,
+                                                       memory_order_relaxed)
+                                  + 1, memory_order_relaxed);
+    }
 }
 
 

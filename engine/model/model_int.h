@@ -11,6 +11,7 @@
  *     model_weights.c      tensors by their place in the graph
  *     model_pool.c         weights as a backend likes them, shared by ranks
  *     model_rank.c         one rank: its weights and its memory
+ *     model_place.c        its experts of one layer, and others in their stead
  *     model_forward.c      the graph
  *     model_cost.c         what a token costs
  */
@@ -98,10 +99,12 @@ void model_weights_close(model_t *model);
 /*
  * The pool of a backend: one for all with the same `share`, else its own.
  * model_pool_get() makes the item, or finds it made: what be->weight() or
- * be->alloc() returned.  The last rank to leave frees it all.
+ * be->alloc() returned.  model_pool_put() takes back one such get: what nobody
+ * uses any more is freed.  The last rank to leave frees all that is left.
  */
 model_pool_t *model_pool_join(model_t *model, be_t *be, char *err);
 void *model_pool_get(model_pool_t *pool, be_t *be, uint32_t item, char *err);
+void model_pool_put(model_pool_t *pool, be_t *be, uint32_t item);
 void model_pool_leave(model_pool_t *pool, be_t *be);
 
 /* Makes what nobody has begun, in the order of `item`, without waiting. */

@@ -17,6 +17,7 @@ typedef struct {
     void          *made;
     void          *kept;             /* what the backend may point into */
     pool_state_t   state;
+    uint32_t       users;            /* gets that were not put back */
 } pool_item_t;
 
 struct model_pool_s {
@@ -34,6 +35,8 @@ struct model_pool_s {
 
 static model_pool_t *pool_new(model_t *model, const char *share);
 static void pool_free(model_pool_t *pool);
+static void pool_unmake(model_pool_t *pool, be_t *be, uint32_t item,
+    pool_item_t *of);
 static int pool_claim(model_pool_t *pool, uint32_t item);
 static int pool_make(model_pool_t *pool, be_t *be, uint32_t item);
 static void *pool_floats(be_t *be, const be_tensor_t *t);
@@ -115,7 +118,6 @@ model_pool_leave(model_pool_t *pool, be_t *be)
 {
     uint32_t        i;
     model_t        *model;
-    pool_item_t    *item;
     model_pool_t  **at;
 
     model = pool->model;
@@ -133,21 +135,26 @@ model_pool_leave(model_pool_t *pool, be_t *be)
     pthread_mutex_unlock(&model->lock);
 
     for (i = 0; i < model->n_items; i++) {
-        item = &pool->item[i];
-
-        if (item->made != NULL) {
-            if (model->item[i].kind == MODEL_FLOATS) {
-                be->free(be, item->made);
-
-            } else {
-                be->weight_free(be, item->made);
-            }
-        }
-
-        free(item->kept);
+        pool_unmake(pool, be, i, &pool->item[i]);
     }
 
     pool_free(pool);
+}
+
+
+static void
+pool_unmake(model_pool_t *pool, be_t *be, uint32_t item, pool_item_t *of)
+{
+    if (of->made != NULL) {
+        if (pool->model->item[item].kind == MODEL_FLOATS) {
+            be->free(be, of->made);
+
+        } else {
+            be->weight_free(be, of->made);
+        }
+    }
+
+    free(of->kept);
 }
 
 
@@ -220,11 +227,34 @@ model_pool_get(model_pool_t *pool, be_t *be, uint32_t item, char *err)
 
     if (made == NULL) {
         model_error(err, "%s", pool->why);
+
+    } else {
+        pool->item[item].users++;
     }
 
     pthread_mutex_unlock(&pool->lock);
 
     return made;
+}
+
+
+void
+model_pool_put(model_pool_t *pool, be_t *be, uint32_t item)
+{
+    pool_item_t  last;
+
+    memset(&last, 0, sizeof(pool_item_t));
+
+    pthread_mutex_lock(&pool->lock);
+
+    if (--pool->item[item].users == 0) {
+        last = pool->item[item];
+        memset(&pool->item[item], 0, sizeof(pool_item_t));
+    }
+
+    pthread_mutex_unlock(&pool->lock);
+
+    pool_unmake(pool, be, item, &last);
 }
 
 

@@ -10,13 +10,13 @@
 
 
 static void rank_free(be_t *be, float *p);
-static int rank_check(const model_rank_t *mr, char *err);
-static int rank_weights(model_rank_t *mr, char *err);
-static int rank_prepare(model_rank_t *mr, char *err);
-static uint32_t rank_needs(const model_rank_t *mr, uint32_t layer,
-    uint32_t *item);
+static int rank_check(const model_rank_t *mr, const ep_placement_t *p,
+    char *err);
+static int rank_weights(model_rank_t *mr, const ep_map_t *map, char *err);
+static int rank_prepare(model_rank_t *mr, const ep_placement_t *p, char *err);
+static uint32_t rank_needs(const model_rank_t *mr, const ep_placement_t *p,
+    uint32_t layer, uint32_t *item);
 static int rank_layer(model_rank_t *mr, uint32_t layer, char *err);
-static int rank_experts(model_rank_t *mr, uint32_t layer, char *err);
 static int rank_mlp(model_rank_t *mr, be_mlp_t *mlp, const uint32_t *item,
     char *err);
 static int rank_get(model_rank_t *mr, uint32_t item, void *p, char *err);
@@ -28,7 +28,7 @@ model_rank_t *
 model_rank_open(model_t *model, be_t *be, ep_exchange_t *ex,
     const ep_map_t *map, const model_rank_options_t *opt, char *err)
 {
-    uint32_t               i, moe;
+    uint32_t               i;
     model_rank_t          *mr;
     const model_config_t  *c;
 
@@ -43,29 +43,23 @@ model_rank_open(model_t *model, be_t *be, ep_exchange_t *ex,
     mr->model = model;
     mr->be = be;
     mr->ex = ex;
-    mr->placement = ep_map_placement(map);
     mr->opt = *opt;
 
-    if (rank_check(mr, err) != 0) {
+    if (rank_check(mr, ep_map_placement(map), err) != 0) {
         goto failed;
     }
 
-    moe = mr->placement->count[ex->rank];
-
     mr->layer = calloc(c->layers, sizeof(model_rank_layer_t));
-    mr->experts = calloc((size_t) c->layers * moe + 1, sizeof(be_mlp_t));
-    mr->load = calloc((size_t) c->layers * c->gate.experts, sizeof(uint64_t));
+    mr->load = calloc((size_t) c->layers * c->gate.experts,
+                      sizeof(*mr->load));
     mr->freq = calloc(c->mla.rope / 2, sizeof(float));
 
-    if (mr->layer == NULL || mr->experts == NULL || mr->load == NULL
-        || mr->freq == NULL)
-    {
+    if (mr->layer == NULL || mr->load == NULL || mr->freq == NULL) {
         model_error(err, "no memory for the layers of a rank");
         goto failed;
     }
 
     for (i = 0; i < c->layers; i++) {
-        mr->layer[i].expert = mr->experts + (size_t) i * moe;
         mr->layer[i].load = mr->load + (size_t) i * c->gate.experts;
     }
 
@@ -76,7 +70,7 @@ model_rank_open(model_t *model, be_t *be, ep_exchange_t *ex,
 
     mr->pool = model_pool_join(model, be, err);
 
-    if (mr->pool == NULL || rank_weights(mr, err) != 0
+    if (mr->pool == NULL || rank_weights(mr, map, err) != 0
         || rank_scratch(mr, err) != 0)
     {
         goto failed;
@@ -99,7 +93,8 @@ failed:
 void
 model_rank_close(model_rank_t *mr)
 {
-    be_t  *be;
+    be_t      *be;
+    uint32_t   i;
 
     if (mr == NULL) {
         return;
@@ -122,6 +117,10 @@ model_rank_close(model_rank_t *mr)
         be->kv_free(be, mr->kv);
     }
 
+    for (i = 0; mr->layer != NULL && i < mr->model->config.layers; i++) {
+        model_place_close(mr, be, i, &mr->layer[i].place);
+    }
+
     if (mr->pool != NULL) {
         model_pool_leave(mr->pool, be);
     }
@@ -132,7 +131,6 @@ model_rank_close(model_rank_t *mr)
     free(mr->last_pos);
     free(mr->last_seq);
     free(mr->layer);
-    free(mr->experts);
     free(mr->load);
     free(mr->freq);
     free(mr);
@@ -155,20 +153,21 @@ model_rank_kv(model_rank_t *mr)
 }
 
 
-const uint64_t *
-model_expert_load(const model_rank_t *mr, uint32_t layer)
+void
+model_expert_load(const model_rank_t *mr, uint32_t layer, uint64_t *load)
 {
-    return mr->layer[layer].load;
+    uint32_t  e;
+
+    for (e = 0; e < mr->model->config.gate.experts; e++) {
+        load[e] += atomic_load_explicit(&mr->layer[layer].load[e],
+                                        memory_order_relaxed);
+    }
 }
 
 
 static int
-rank_check(const model_rank_t *mr, char *err)
+rank_check(const model_rank_t *mr, const ep_placement_t *p, char *err)
 {
-    const ep_placement_t  *p;
-
-    p = mr->placement;
-
     if (p->experts != mr->model->config.gate.experts
         || p->ranks != mr->ex->ranks || mr->ex->rank >= p->ranks)
     {
@@ -189,14 +188,14 @@ rank_check(const model_rank_t *mr, char *err)
 
 
 static int
-rank_weights(model_rank_t *mr, char *err)
+rank_weights(model_rank_t *mr, const ep_map_t *map, char *err)
 {
     uint32_t   i;
     model_t   *model;
 
     model = mr->model;
 
-    if (rank_prepare(mr, err) != 0
+    if (rank_prepare(mr, ep_map_placement(map), err) != 0
         || rank_get(mr, model->embed, &mr->embed, err) != 0
         || rank_get(mr, model->norm, &mr->norm, err) != 0
         || rank_get(mr, model->head, &mr->head, err) != 0)
@@ -205,7 +204,11 @@ rank_weights(model_rank_t *mr, char *err)
     }
 
     for (i = 0; i < model->config.layers; i++) {
-        if (rank_layer(mr, i, err) != 0) {
+        if (rank_layer(mr, i, err) != 0
+            || (model->layer[i].experts != MODEL_NONE
+                && model_place_open(mr, mr->be, i, map, &mr->layer[i].place,
+                                    err) != 0))
+        {
             return -1;
         }
     }
@@ -220,14 +223,14 @@ rank_weights(model_rank_t *mr, char *err)
  */
 
 static int
-rank_prepare(model_rank_t *mr, char *err)
+rank_prepare(model_rank_t *mr, const ep_placement_t *p, char *err)
 {
     int        rc;
     uint32_t   i, n, layers, *item;
 
     layers = mr->model->config.layers;
 
-    item = calloc(16 + (size_t) mr->placement->count[mr->ex->rank] * 3,
+    item = calloc(16 + (size_t) p->count[mr->ex->rank] * 3,
                   sizeof(uint32_t));
     if (item == NULL) {
         return model_error(err, "no memory for the list of weights");
@@ -236,8 +239,8 @@ rank_prepare(model_rank_t *mr, char *err)
     rc = 0;
 
     for (i = 0; i < layers && rc == 0; i++) {
-        n = rank_needs(mr, (i + mr->ex->rank * layers / mr->ex->ranks)
-                           % layers, item);
+        n = rank_needs(mr, p, (i + mr->ex->rank * layers / mr->ex->ranks)
+                              % layers, item);
         rc = model_pool_make(mr->pool, mr->be, item, n, err);
     }
 
@@ -248,14 +251,15 @@ rank_prepare(model_rank_t *mr, char *err)
 
 
 static uint32_t
-rank_needs(const model_rank_t *mr, uint32_t layer, uint32_t *item)
+rank_needs(const model_rank_t *mr, const ep_placement_t *p, uint32_t layer,
+    uint32_t *item)
 {
-    uint32_t               i, e, n;
-    const model_layer_t   *l;
-    const ep_placement_t  *p;
+    uint32_t              i, e, n;
+    const uint32_t       *expert;
+    const model_layer_t  *l;
 
     l = &mr->model->layer[layer];
-    p = mr->placement;
+    expert = p->expert + p->begin[mr->ex->rank];
     n = 0;
 
     item[n++] = l->in_norm;
@@ -279,9 +283,9 @@ rank_needs(const model_rank_t *mr, uint32_t layer, uint32_t *item)
         return n;
     }
 
-    for (e = 0; e < p->experts; e++) {
-        for (i = 0; p->rank[e] == mr->ex->rank && i < 3; i++) {
-            item[n++] = l->experts + e * 3 + i;
+    for (e = 0; e < p->count[mr->ex->rank]; e++) {
+        for (i = 0; i < 3; i++) {
+            item[n++] = l->experts + expert[e] * 3 + i;
         }
     }
 
@@ -314,40 +318,7 @@ rank_layer(model_rank_t *mr, uint32_t layer, char *err)
         return -1;
     }
 
-    if (m->mlp[0] != MODEL_NONE && rank_mlp(mr, &l->mlp, m->mlp, err) != 0) {
-        return -1;
-    }
-
-    return m->experts != MODEL_NONE ? rank_experts(mr, layer, err) : 0;
-}
-
-
-static int
-rank_experts(model_rank_t *mr, uint32_t layer, char *err)
-{
-    uint32_t               e, item[3];
-    const ep_placement_t  *p;
-
-    p = mr->placement;
-
-    for (e = 0; e < p->experts; e++) {
-
-        if (p->rank[e] != mr->ex->rank) {
-            continue;
-        }
-
-        item[0] = mr->model->layer[layer].experts + e * 3;
-        item[1] = item[0] + 1;
-        item[2] = item[0] + 2;
-
-        if (rank_mlp(mr, &mr->layer[layer].expert[p->slot[e]], item, err)
-            != 0)
-        {
-            return -1;
-        }
-    }
-
-    return 0;
+    return m->mlp[0] != MODEL_NONE ? rank_mlp(mr, &l->mlp, m->mlp, err) : 0;
 }
 
 

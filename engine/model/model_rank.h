@@ -5,32 +5,40 @@
 #ifndef MODEL_MODEL_RANK_H
 #define MODEL_MODEL_RANK_H
 
+#include <stdatomic.h>
+
 #include "model/model_int.h"
 
 
+/* Its experts of one layer. */
+
 typedef struct {
-    const float  *in_norm;
-    const float  *post_norm;
-    const float  *q_a_norm;
-    const float  *kv_a_norm;
-    be_weight_t  *q_a;               /* NULL without q_lora */
-    be_weight_t  *q_b;
-    be_weight_t  *kv_a;
-    be_weight_t  *uk;
-    be_weight_t  *uv;
-    be_weight_t  *o;
-    be_mlp_t      mlp;               /* dense or shared; w1 NULL: none */
-    const float  *gate;              /* NULL in a dense layer */
-    const float  *bias;
-    be_mlp_t     *expert;            /* those of this rank, by slot */
-    uint64_t     *load;              /* [experts] */
+    ep_map_t     *map;               /* NULL: none */
+    be_mlp_t     *expert;            /* by slot */
+} model_place_t;
+
+typedef struct {
+    const float            *in_norm;
+    const float            *post_norm;
+    const float            *q_a_norm;
+    const float            *kv_a_norm;
+    be_weight_t            *q_a;     /* NULL without q_lora */
+    be_weight_t            *q_b;
+    be_weight_t            *kv_a;
+    be_weight_t            *uk;
+    be_weight_t            *uv;
+    be_weight_t            *o;
+    be_mlp_t                mlp;     /* dense or shared; w1 NULL: none */
+    const float            *gate;    /* NULL in a dense layer */
+    const float            *bias;
+    model_place_t           place;   /* changes between steps only */
+    atomic_uint_least64_t  *load;    /* [experts] its own rows, so far */
 } model_rank_layer_t;
 
 struct model_rank_s {
     model_t               *model;
     be_t                  *be;
     ep_exchange_t         *ex;
-    const ep_placement_t  *placement;
     model_rank_options_t   opt;
     model_pool_t          *pool;
 
@@ -43,8 +51,7 @@ struct model_rank_s {
     be_weight_t           *head;
     const float           *norm;
     model_rank_layer_t    *layer;
-    be_mlp_t              *experts;  /* of all layers */
-    uint64_t              *load;
+    atomic_uint_least64_t *load;     /* of all layers */
 
     /* In the backend's memory, for max_rows rows. */
     float                 *x;        /* the residual stream */
@@ -67,5 +74,21 @@ struct model_rank_s {
     uint32_t              *last_pos;
     uint32_t              *last_seq;
 };
+
+
+/*
+ * Makes a place of `layer` as `map` has it, which is copied, beside the one in
+ * use.  `be`: the rank's own backend if the caller drives it, or a helper of
+ * it.  0, or -1 with the reason in `err` and nothing made.
+ */
+int model_place_open(model_rank_t *mr, be_t *be, uint32_t layer,
+    const ep_map_t *map, model_place_t *place, char *err);
+
+/* Gives its weights back; an empty one does no harm. */
+void model_place_close(model_rank_t *mr, be_t *be, uint32_t layer,
+    model_place_t *place);
+
+/* Exchanges it with the one in use; on all ranks, while none is in a step. */
+void model_place_swap(model_rank_t *mr, uint32_t layer, model_place_t *place);
 
 #endif /* MODEL_MODEL_RANK_H */

@@ -10,7 +10,7 @@
 
 
 int
-kv_pool_open(kv_pool_t *pool, uint32_t n_blocks, uint64_t epoch)
+kv_pool_open(kv_pool_t *pool, uint32_t n_blocks)
 {
     uint32_t  i;
 
@@ -24,7 +24,6 @@ kv_pool_open(kv_pool_t *pool, uint32_t n_blocks, uint64_t epoch)
         return -1;
     }
 
-    pool->epoch = epoch;
     pool->n_blocks = n_blocks;
     pool->n_free = n_blocks;
 
@@ -67,17 +66,24 @@ kv_pool_get(kv_pool_t *pool)
 void
 kv_pool_ref(kv_pool_t *pool, int32_t block)
 {
-    assert(pool->refs[block] > 0);
     pool->refs[block]++;
+}
+
+
+uint32_t
+kv_pool_unref(kv_pool_t *pool, int32_t block)
+{
+    assert(pool->refs[block] > 0);
+
+    return --pool->refs[block];
 }
 
 
 void
 kv_pool_put(kv_pool_t *pool, int32_t block)
 {
-    assert(pool->refs[block] > 0);
+    assert(pool->refs[block] == 0);
+    assert(pool->n_free < pool->n_blocks);
 
-    if (--pool->refs[block] == 0) {
-        pool->free[pool->n_free++] = block;
-    }
+    pool->free[pool->n_free++] = block;
 }

@@ -1,10 +1,10 @@
 /*
- * The KV blocks of one rank: which are free, which are held, how often.
+ * The KV blocks of one rank: which are free, and how often the others are held.
  *
  * A block is 64 tokens of all layers; here it is only a number.  A block is
  * held by the sequences whose positions it covers; full blocks may have more
- * than one holder.  `epoch` names the contents of the whole pool: whoever
- * remembers a block of another epoch remembers nothing.
+ * than one holder.  One without holders is not free by itself: kv_cache.h
+ * decides what is kept of it.
  */
 
 #ifndef SCHED_KV_POOL_H
@@ -16,7 +16,6 @@
 #define KV_BLOCK  64                 /* tokens of a block */
 
 typedef struct {
-    uint64_t   epoch;
     uint32_t   n_blocks;
     uint32_t   n_free;
     int32_t   *free;                 /* stack of free blocks */
@@ -25,14 +24,17 @@ typedef struct {
 
 
 /* 0, or -1: no memory. */
-int kv_pool_open(kv_pool_t *pool, uint32_t n_blocks, uint64_t epoch);
+int kv_pool_open(kv_pool_t *pool, uint32_t n_blocks);
 void kv_pool_close(kv_pool_t *pool);
 
 /* A free block, held once, or -1. */
 int32_t kv_pool_get(kv_pool_t *pool);
 
-/* One more holder; one less, and free when there is none. */
+/* One more holder; one less: returns how many are left. */
 void kv_pool_ref(kv_pool_t *pool, int32_t block);
+uint32_t kv_pool_unref(kv_pool_t *pool, int32_t block);
+
+/* Frees a block that nobody holds. */
 void kv_pool_put(kv_pool_t *pool, int32_t block);
 
 /* Blocks that `tokens` tokens take. */

@@ -139,8 +139,12 @@ sched_rank_open(sched_t *s, uint32_t index)
     rk->top = calloc(logits * SCHED_TOP_MAX, sizeof(sample_top_t));
     rk->sample = sample_open(s->opt.vocab, s->opt.known, s->opt.max_context);
 
-    if (kv_pool_open(&rk->pool, s->opt.kv_blocks, s->opt.boot + index) != 0
-        || rk->entry == NULL || rk->row_id == NULL || rk->row_pos == NULL
+    rk->paused = calloc(s->opt.kv_blocks, sizeof(uint32_t));
+
+    if (kv_cache_open(&rk->cache, s->opt.kv_blocks, s->opt.boot + index,
+                      s->opt.prefix_cache)
+        != 0
+        || rk->paused == NULL || rk->entry == NULL || rk->row_id == NULL || rk->row_pos == NULL
         || rk->row_seq == NULL || rk->seq_blocks == NULL
         || rk->logit_row == NULL || rk->logits == NULL || rk->token == NULL
         || rk->top == NULL || rk->sample == NULL)
@@ -155,8 +159,9 @@ sched_rank_open(sched_t *s, uint32_t index)
 static void
 sched_rank_close(sched_rank_t *rk)
 {
-    kv_pool_close(&rk->pool);
+    kv_cache_close(&rk->cache);
     sample_close(rk->sample);
+    free(rk->paused);
     free(rk->running);
     free(rk->entry);
     free(rk->row_id);
@@ -234,6 +239,7 @@ sched_release(sched_seq_t *seq)
 
     free(seq->ids);
     free(seq->blocks);
+    free(seq->hash);
     free((void *) seq->r.params.bias);
     free(seq);
 }
@@ -337,16 +343,19 @@ sched_target(const sched_seq_t *seq)
 void
 sched_free_blocks(sched_t *s, sched_seq_t *seq)
 {
-    uint32_t    i;
-    kv_pool_t  *pool;
+    uint32_t     i;
+    kv_cache_t  *cache;
 
-    pool = &s->rank[seq->rank].pool;
+    cache = &s->rank[seq->rank].cache;
+
+    /* The last first: see kv_cache.h. */
 
     for (i = seq->n_blocks; i-- > 0; ) {
-        kv_pool_put(pool, seq->blocks[i]);
+        kv_cache_put(cache, seq->blocks[i]);
     }
 
     seq->n_blocks = 0;
+    seq->n_public = 0;
     seq->n_done = 0;
 }
 
@@ -381,10 +390,16 @@ sched_end(sched_t *s, sched_seq_t *seq, sched_reason_t reason,
     seq->place = SCHED_IN_NONE;
     seq->ended = 1;
 
+    if (seq->accepted) {
+        s->rank[seq->rank].prompt += seq->r.n_prompt;
+        s->rank[seq->rank].cached += seq->n_cached;
+    }
+
     memset(&f, 0, sizeof(f));
     f.reason = reason;
     f.message = message;
     f.n_prompt = seq->r.n_prompt;
+    f.n_cached = seq->n_cached;
     f.n_output = seq->n_total - seq->r.n_prompt;
     f.rank = seq->rank;
     f.step = s->steps;
@@ -420,11 +435,14 @@ sched_publish(sched_t *s)
         rk = &s->rank[i];
         st = &s->stats.rank[i];
 
-        st->epoch = rk->pool.epoch;
+        st->epoch = rk->cache.epoch;
         st->running = rk->n_running;
-        st->blocks_total = rk->pool.n_blocks;
-        st->blocks_free = rk->pool.n_free;
+        st->blocks_total = rk->cache.pool.n_blocks;
+        st->blocks_free = kv_cache_free(&rk->cache);
+        st->blocks_cached = rk->cache.n_idle;
         st->tokens = rk->tokens;
+        st->prompt = rk->prompt;
+        st->cached = rk->cached;
 
         s->stats.tokens += rk->tokens;
         s->stats.running += rk->n_running;

@@ -17,7 +17,7 @@
  * ROWS.  A sequence that only needs its next token gets one row.  What is left
  * of `prefill_chunk`, but at least a quarter of it, goes to prompts: half to
  * the oldest, the rest to the shortest, so that neither a long prompt starves
- * nor a short one waits behind it.
+ * nor a short one waits behind it; what those leave is the oldest's, too.
  *
  * ORDER.  Higher priority first, then first come first served; nothing
  * overtakes the head of the queue, so nothing starves.
@@ -27,6 +27,11 @@
  * back, goes back into the queue and is computed again later, prompt and
  * answer alike.  One arithmetic per position makes that exact: nothing is sent
  * twice and nothing changes.
+ *
+ * CACHE.  Full blocks stay where they are until their memory is needed, and
+ * sequences that begin alike share them (kv_cache.h, sched_cache.c): those of
+ * one tenant, on one rank.  So a sequence that was preempted mostly finds its
+ * own again.  `cached` is what a sequence did not compute of its prompt.
  *
  * A sequence PAUSES while its credit is not positive or its `hold` is set.  It
  * does not count as one of the batch then.
@@ -89,7 +94,7 @@ typedef struct {
     uint32_t  rank;
     uint64_t  epoch;
     uint32_t  n_prompt;
-    uint32_t  cached;                /* prompt tokens found in the cache */
+    uint32_t  cached;                /* prompt tokens found so far */
 } sched_accepted_t;
 
 typedef struct {
@@ -142,6 +147,8 @@ typedef struct {
     uint32_t            max_batch;   /* sequences per rank and step */
     uint32_t            prefill_chunk;
     uint32_t            queue_max;
+    int                 prefix_cache;    /* 0: each computes its own */
+    uint64_t            cache_seed;  /* of the model; chained hashes */
     const int32_t      *eos;         /* copied */
     uint32_t            n_eos;
     uint64_t            boot;        /* random; epochs start from it */
@@ -170,6 +177,7 @@ typedef struct {
     int                echo;         /* tokens() of the prompt too */
     int                ignore_eos;
     int32_t            priority;
+    uint64_t           tenant[2];    /* shares blocks with its equals only */
     int32_t            rank_hint;    /* -1: none */
     uint64_t           rank_epoch;
     uint32_t           queue_max;    /* 0: the scheduler's own */
@@ -221,8 +229,11 @@ typedef struct {
     uint64_t  epoch;
     uint32_t  running;               /* sequences, paused ones too */
     uint32_t  blocks_total;
-    uint32_t  blocks_free;
+    uint32_t  blocks_free;           /* those only cached, too */
+    uint32_t  blocks_cached;         /* that nobody holds */
     uint64_t  tokens;                /* made since start */
+    uint64_t  prompt;                /* tokens of prompts that have ended */
+    uint64_t  cached;                /* those of them found in the cache */
 } sched_rank_stats_t;
 
 typedef struct {

@@ -4,6 +4,15 @@
  * A rank can take a sequence if, once all prompts that it has are in blocks,
  * there are enough left for this one and one more for each sequence that
  * runs.  Blocks of sequences that pause count as free: they are preempted.
+ * Blocks that are cached there and held by one that does not pause cost
+ * nothing.
+ *
+ * WHICH RANK.  All ranks step together, so load must not lean to one side:
+ * a rank that has SCHED_SKEW sequences and a quarter more than the emptiest
+ * is out of the question while another has room.  Of the rest, that one is
+ * taken on which the prompt is done first: fewest rows before it and of its
+ * own, what is cached not counted.  Between equals the hint decides, then the
+ * number of sequences, then the blocks.
  */
 
 #include "sched/sched_int.h"
@@ -12,10 +21,26 @@
 #include <string.h>
 
 
+#define SCHED_SKEW  1
+
+typedef struct {
+    sched_rank_t  *rank;
+    uint64_t       rows;             /* until its prompt is done */
+    uint32_t       room;
+    int            hinted;
+    int            leans;            /* has too many sequences already */
+} sched_choice_t;
+
+
 static void sched_count(sched_rank_t *rk);
+static void sched_count_paused(sched_rank_t *rk);
+static void sched_clear_paused(sched_rank_t *rk);
 static uint32_t sched_missing(const sched_seq_t *seq);
 static uint32_t sched_room(const sched_rank_t *rk);
-static sched_rank_t *sched_choose(sched_t *s, const sched_seq_t *seq);
+static sched_rank_t *sched_choose(sched_t *s, sched_seq_t *seq);
+static int sched_fits(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
+    sched_choice_t *c);
+static int sched_better(const sched_choice_t *a, const sched_choice_t *b);
 static int sched_enter_rank(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
     uint64_t now);
 
@@ -46,10 +71,14 @@ sched_admit(sched_t *s, uint64_t now)
             break;
         }
     }
+
+    for (i = 0; i < s->n_ranks; i++) {
+        sched_clear_paused(&s->rank[i]);
+    }
 }
 
 
-/* What the running sequences of a rank will need. */
+/* What the running sequences of a rank will need, and what they leave. */
 
 static void
 sched_count(sched_rank_t *rk)
@@ -58,6 +87,7 @@ sched_count(sched_rank_t *rk)
     sched_seq_t  *seq;
 
     rk->n_active = 0;
+    rk->backlog = 0;
     rk->reserve = 0;
 
     for (i = 0; i < rk->n_running; i++) {
@@ -66,9 +96,59 @@ sched_count(sched_rank_t *rk)
 
         if (!seq->pause) {
             rk->n_active++;
+            rk->backlog += sched_target(seq) - seq->n_done;
             rk->reserve += sched_missing(seq);
         }
     }
+
+    sched_count_paused(rk);
+}
+
+
+/*
+ * Counts the blocks that nobody holds but sequences that pause.  Until it is
+ * cleared, rk->paused says how many of these hold a block; else it is zero.
+ */
+
+static void
+sched_count_paused(sched_rank_t *rk)
+{
+    int32_t       block;
+    uint32_t      i, j;
+    sched_seq_t  *seq;
+
+    rk->reclaim = 0;
+
+    sched_clear_paused(rk);
+
+    for (i = 0; i < rk->n_running; i++) {
+        seq = rk->running[i];
+
+        for (j = 0; seq->pause && j < seq->n_blocks; j++) {
+            block = seq->blocks[j];
+            rk->counted = 1;
+            rk->paused[block]++;
+            rk->reclaim += rk->paused[block] == rk->cache.pool.refs[block];
+        }
+    }
+}
+
+
+static void
+sched_clear_paused(sched_rank_t *rk)
+{
+    uint32_t      i, j;
+    sched_seq_t  *seq;
+
+    for (i = 0; rk->counted && i < rk->n_running; i++) {
+        seq = rk->running[i];
+
+        for (j = 0; j < seq->n_blocks; j++) {
+            rk->paused[seq->blocks[j]] = 0;
+        }
+    }
+
+    rk->counted = 0;
 }
 
 
@@ -90,79 +170,95 @@ sched_missing(const sched_seq_t *seq)
 static uint32_t
 sched_room(const sched_rank_t *rk)
 {
-    uint32_t  i, room, taken;
+    uint32_t  room, taken;
 
-    room = rk->pool.n_free;
-
-    for (i = 0; i < rk->n_running; i++) {
-        if (rk->running[i]->pause) {
-            room += rk->running[i]->n_blocks;
-        }
-    }
-
+    room = kv_cache_free(&rk->cache) + rk->reclaim;
     taken = rk->reserve + rk->n_active;
 
     return room > taken ? room - taken : 0;
 }
 
 
-/*
- * The hinted rank, if the hint is not out of date and the rank has at most
- * one sequence more than the emptiest; else the one with the fewest sequences,
- * and of those the one with most free blocks.
- */
-
 static sched_rank_t *
-sched_choose(sched_t *s, const sched_seq_t *seq)
+sched_choose(sched_t *s, sched_seq_t *seq)
 {
-    int            fits;
-    uint32_t       i, need, best_free, room, least;
-    sched_rank_t  *rk, *best, *hint;
+    uint32_t        i, least;
+    sched_rank_t   *rk;
+    sched_choice_t  best, c;
 
-    best = NULL;
-    hint = NULL;
-    best_free = 0;
+    memset(&best, 0, sizeof(best));
     least = UINT32_MAX;
 
     for (i = 0; i < s->n_ranks; i++) {
         rk = &s->rank[i];
+        least = rk->n_active < least ? rk->n_active : least;
+    }
 
-        if (rk->n_active < least) {
-            least = rk->n_active;
-        }
+    for (i = 0; i < s->n_ranks; i++) {
+        rk = &s->rank[i];
 
-        need = kv_blocks((uint64_t) sched_target(seq) + 1);
-
-        if (need > rk->pool.n_blocks) {
-            need = rk->pool.n_blocks;    /* the last token needs no room */
-        }
-
-        room = sched_room(rk);
-        fits = rk->n_active < s->opt.max_batch && need <= room;
-
-        if (!fits) {
+        if (!sched_fits(s, rk, seq, &c)) {
             continue;
         }
 
-        if ((int64_t) i == seq->r.rank_hint
-            && rk->pool.epoch == seq->r.rank_epoch)
-        {
-            hint = rk;
-        }
+        /* A rank that leans is better than none. */
 
-        if (best == NULL || rk->n_active < best->n_active
-            || (rk->n_active == best->n_active && room > best_free))
-        {
-            best = rk;
-            best_free = room;
+        c.leans = rk->n_active > least + least / 4 + SCHED_SKEW;
+
+        if (best.rank == NULL || sched_better(&c, &best)) {
+            best = c;
         }
     }
 
-    if (hint != NULL && hint->n_active <= least + 1) {
-        return hint;
+    return best.rank;
+}
+
+
+static int
+sched_fits(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
+    sched_choice_t *c)
+{
+    uint32_t  need, target, cached, held;
+
+    target = sched_target(seq);
+    cached = sched_cache_match(s, rk, seq, &held);
+    need = kv_blocks((uint64_t) target + 1);
+
+    if (need > rk->cache.pool.n_blocks) {
+        need = rk->cache.pool.n_blocks;  /* the last token needs no room */
     }
 
-    return best;
+    memset(c, 0, sizeof(sched_choice_t));
+    c->rank = rk;
+    c->rows = rk->backlog + target - (uint64_t) cached * KV_BLOCK;
+    c->room = sched_room(rk);
+    c->hinted = (int64_t) rk->index == seq->r.rank_hint
+                && rk->cache.epoch == seq->r.rank_epoch;
+
+    return rk->n_active < s->opt.max_batch && need - held <= c->room;
+}
+
+
+static int
+sched_better(const sched_choice_t *a, const sched_choice_t *b)
+{
+    if (a->leans != b->leans) {
+        return b->leans;
+    }
+
+    if (a->rows != b->rows) {
+        return a->rows < b->rows;
+    }
+
+    if (a->hinted != b->hinted) {
+        return a->hinted;
+    }
+
+    if (a->rank->n_active != b->rank->n_active) {
+        return a->rank->n_active < b->rank->n_active;
+    }
+
+    return a->room > b->room;
 }
 
 
@@ -202,14 +298,11 @@ sched_enter_rank(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint64_t now)
     seq->place = SCHED_IN_RANK;
     seq->rank = rk->index;
 
+    sched_cache_adopt(s, rk, seq);
+
     /* With a first credit of nothing it is accepted, and pauses at once. */
 
-    seq->pause = sched_paused(seq);
-
-    if (!seq->pause) {
-        rk->n_active++;
-        rk->reserve += sched_missing(seq);
-    }
+    sched_count(rk);
 
     if (seq->accepted) {
         return 0;
@@ -221,8 +314,9 @@ sched_enter_rank(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint64_t now)
 
     memset(&a, 0, sizeof(a));
     a.rank = rk->index;
-    a.epoch = rk->pool.epoch;
+    a.epoch = rk->cache.epoch;
     a.n_prompt = seq->r.n_prompt;
+    a.cached = seq->n_cached;
 
     s->opt.ops->accepted(seq->r.data, &a);
 

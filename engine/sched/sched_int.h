@@ -11,7 +11,7 @@
 
 #include <pthread.h>
 
-#include "sched/kv_pool.h"
+#include "sched/kv_cache.h"
 #include "sched/sched.h"
 
 
@@ -53,12 +53,19 @@ struct sched_seq_s {
     int32_t          *ids;
     uint32_t          n_total;       /* ids known */
     uint32_t          cap;
-    uint32_t          n_done;        /* positions in the KV cache */
+    uint32_t          n_done;        /* positions in the KV blocks */
+    uint32_t          n_seen;        /* the most that ever were */
+    uint32_t          n_cached;      /* of the prompt, found and not computed */
     uint32_t          n_echo;        /* prompt tokens handed out */
 
     int32_t          *blocks;
     uint32_t          n_blocks;
     uint32_t          cap_blocks;
+    uint32_t          n_public;      /* leading blocks that are published */
+
+    kv_key_t         *hash;          /* chained, of its leading full blocks */
+    uint32_t          n_hash;
+    uint32_t          cap_hash;
 
     int               pause;         /* as this plan saw it */
     uint32_t          rows;          /* of the step at hand */
@@ -79,13 +86,17 @@ typedef struct {
 
 typedef struct {
     uint32_t          index;
-    kv_pool_t         pool;
+    kv_cache_t        cache;
+    uint32_t         *paused;        /* [n_blocks] holders that pause */
+    int               counted;       /* some of these are not 0 */
 
     sched_seq_t     **running;       /* in order */
     uint32_t          n_running;
     uint32_t          cap_running;
     uint32_t          n_active;      /* not paused, as of this plan */
+    uint64_t          backlog;       /* rows that they still have to compute */
     uint32_t          reserve;       /* blocks promised but not taken yet */
+    uint32_t          reclaim;       /* blocks that only pausing ones hold */
 
     sched_seq_t     **entry;         /* of this step */
     uint32_t          n_entries;
@@ -102,6 +113,8 @@ typedef struct {
     sched_token_t    *token;
     sample_top_t     *top;
     uint64_t          tokens;
+    uint64_t          prompt;        /* of sequences that have ended */
+    uint64_t          cached;
     int               rc;
     char              err[SCHED_ERR_LEN];
 
@@ -185,8 +198,18 @@ void sched_admit(sched_t *s, uint64_t now);
 void sched_leave_rank(sched_t *s, sched_seq_t *seq);
 void sched_preempt(sched_t *s, sched_seq_t *seq);
 
-/* sched_plan.c: 1 if there is something to compute */
+/* sched_plan.c: sched_plan() returns 1 if there is something to compute */
 int sched_plan(sched_t *s);
+int sched_grow_blocks(sched_seq_t *seq, uint32_t n);
+
+/* sched_cache.c */
+uint32_t sched_cache_match(const sched_t *s, const sched_rank_t *rk,
+    sched_seq_t *seq, uint32_t *held);
+void sched_cache_adopt(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq);
+int sched_cache_follows(const sched_t *s, const sched_rank_t *rk,
+    sched_seq_t *seq);
+void sched_cache_publish(const sched_t *s, sched_rank_t *rk,
+    sched_seq_t *seq);
 
 /* sched_rank.c */
 void sched_rank_run(sched_t *s, sched_rank_t *rk);

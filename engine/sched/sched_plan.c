@@ -19,7 +19,6 @@ static void sched_share(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
 static uint32_t sched_cover(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
     uint32_t rows);
 static sched_seq_t *sched_victim(sched_rank_t *rk, const sched_seq_t *seq);
-static int sched_grow_blocks(sched_seq_t *seq, uint32_t n);
 static void sched_score_rows(const sched_seq_t *seq, uint32_t rows,
     uint32_t *first, uint32_t *n);
 static void sched_batch(sched_rank_t *rk);
@@ -93,13 +92,17 @@ static int
 sched_plan_rank(sched_t *s, sched_rank_t *rk)
 {
     uint32_t      i, n, rows, logits, least, half;
-    sched_seq_t  *seq;
+    sched_seq_t  *seq, *first;
 
     for (i = 0; i < rk->n_running; i++) {
         seq = rk->running[i];
         seq->rows = 0;
         seq->n_score = 0;
         seq->planned = SCHED_UNPLANNED;
+
+        if (!seq->pause && sched_pending(seq) > 1) {
+            sched_cache_adopt(s, rk, seq);
+        }
     }
 
     rows = s->opt.prefill_chunk;
@@ -128,18 +131,25 @@ sched_plan_rank(sched_t *s, sched_rank_t *rk)
 
     least = (s->opt.prefill_chunk + 3) / 4;
     rows = rows > least ? rows : least;
+    first = NULL;
 
-    for (i = 0; n < s->opt.max_batch && rows > 0; i++) {
+    while (n < s->opt.max_batch && rows > 0) {
 
-        seq = sched_next_prompt(rk, i > 0);
+        seq = sched_next_prompt(rk, first != NULL);
 
         if (seq == NULL) {
             break;
         }
 
+        if (first != NULL && sched_cache_follows(s, rk, seq)) {
+            seq->planned = SCHED_PASSED;
+            continue;
+        }
+
         half = rows;
 
-        if (i == 0 && rk->n_active > 1) {
+        if (first == NULL && rk->n_active > 1) {
+            first = seq;
             half = (rows + 1) / 2;
         }
 
@@ -148,6 +158,14 @@ sched_plan_rank(sched_t *s, sched_rank_t *rk)
         rows += half;
 
         n += seq->planned == SCHED_PLANNED;
+    }
+
+    /* What nobody else wanted is the oldest one's, too. */
+
+    if (rows > 0 && first != NULL && first->planned == SCHED_PLANNED) {
+        rows += first->rows;
+        logits += first->n_score;
+        sched_share(s, rk, first, &rows, &logits);
     }
 
     sched_batch(rk);
@@ -255,7 +273,7 @@ sched_cover(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t rows)
 
     while (seq->n_blocks < need) {
 
-        block = kv_pool_get(&rk->pool);
+        block = kv_cache_get(&rk->cache);
 
         if (block >= 0) {
             seq->blocks[seq->n_blocks++] = block;
@@ -277,7 +295,7 @@ sched_cover(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t rows)
 }
 
 
-static int
+int
 sched_grow_blocks(sched_seq_t *seq, uint32_t n)
 {
     int32_t  *blocks;

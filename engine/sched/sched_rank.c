@@ -277,6 +277,10 @@ sched_collect(sched_t *s)
         for (j = 0; j < rk->n_entries; j++) {
             seq = rk->entry[j];
 
+            if (!s->failed) {
+                sched_cache_publish(s, rk, seq);
+            }
+
             if (seq->done != 0) {
                 sched_end(s, seq, seq->done, seq->message);
             }

@@ -132,6 +132,8 @@ typedef struct {
     int              has_ids;
     const int32_t   *resume;
     size_t           n_resume;
+    const uint8_t   *tenant;         /* NULL: the common one */
+    size_t           n_tenant;
     tok_stop_t       stop[CHAN_STOP_MAX];
     size_t           n_stops;
     sample_bias_t   *bias;

@@ -9,6 +9,7 @@
 #include "serve/serve_int.h"
 
 #include <errno.h>
+#include <openssl/sha.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +27,7 @@ static int serve_bias(serve_req_t *r, serve_body_t *b,
     const chan_section_t *sec, serve_fault_t *f);
 static int serve_streams(serve_req_t *r, serve_body_t *b, int reasoning,
     serve_fault_t *f);
+static void serve_tenant(const serve_body_t *b, uint64_t tenant[2]);
 static int serve_hand_over(serve_req_t *r, serve_body_t *b, tok_ids_t *ids,
     uint32_t max_tokens, serve_fault_t *f);
 
@@ -338,8 +340,13 @@ serve_parse(serve_req_t *r, serve_body_t *b, serve_fault_t *f)
             b->n_resume = sec.size / sizeof(int32_t);
             break;
 
+        case CHAN_SEC_TENANT:
+            b->tenant = sec.data;
+            b->n_tenant = sec.size;
+            break;
+
         default:
-            break;                   /* tags and tenant: no prefix cache yet */
+            break;                   /* tags */
         }
     }
 
@@ -415,6 +422,27 @@ serve_streams(serve_req_t *r, serve_body_t *b, int reasoning,
     r->has_echo = 1;
 
     return 0;
+}
+
+
+/*
+ * Who shares a prefix cache.  Part of these bytes may be a client's choice, so
+ * a hash for which equals can be made would let one tenant look into another's
+ * cache.
+ */
+
+static void
+serve_tenant(const serve_body_t *b, uint64_t tenant[2])
+{
+    uint8_t  digest[SHA256_DIGEST_LENGTH];
+
+    tenant[0] = 0;
+    tenant[1] = 0;
+
+    if (b->n_tenant > 0) {
+        SHA256(b->tenant, b->n_tenant, digest);
+        memcpy(tenant, digest, 2 * sizeof(uint64_t));
+    }
 }
 
 
@@ -496,6 +524,7 @@ serve_hand_over(serve_req_t *r, serve_body_t *b, tok_ids_t *ids,
     q.queue_us = (uint64_t) p->queue_timeout * 1000;
     q.deadline_us = (uint64_t) p->deadline * 1000;
     q.hold = &r->lane->hold;
+    serve_tenant(b, q.tenant);
 
     free(r->body);
     r->body = NULL;

@@ -50,6 +50,11 @@ typedef struct {
     int           finished;
     int           saw_eos;
     int64_t       owed;              /* credit used and not returned */
+    uint32_t      tenant;
+    uint32_t      cached;            /* of ACCEPTED */
+    int32_t       rank_hint;         /* plus one */
+    uint64_t      rank_epoch;
+    int64_t       credit;            /* 0: plenty */
     sched_finish_t  f;
 } req_t;
 
@@ -62,6 +67,9 @@ static uint64_t    fake_now;
 static uint64_t    rng;
 static int         step_fails;
 static int         per_token;
+static int         cache_off;
+static uint32_t    families;         /* prompts that begin alike; 0: none */
+static uint64_t    n_computed;       /* rows */
 
 
 static uint64_t
@@ -117,6 +125,10 @@ fake_step(void *ctx, uint32_t rank, const sched_batch_t *b,
         return -1;
     }
 
+    if (sched->n_ranks == 1) {
+        n_computed += b->n_rows;
+    }
+
     for (i = 0; i < b->n_rows; i++) {
         pos = b->pos[i];
         CHECK(b->seq[i] < b->n_seqs);
@@ -162,7 +174,9 @@ on_accepted(void *data, const sched_accepted_t *a)
 
     CHECK(!r->accepted && !r->finished);
     CHECK(a->rank < RANKS);
+    CHECK(a->cached == 0 || a->cached < r->n_prompt);
     r->accepted = 1;
+    r->cached = a->cached;
 }
 
 
@@ -228,6 +242,8 @@ on_finish(void *data, const sched_finish_t *f)
     r->f = *f;
     CHECK(f->n_output == r->n_output);
     CHECK(f->n_prompt == r->n_prompt);
+    CHECK(f->n_cached >= r->cached && f->n_cached <= r->n_prompt);
+    CHECK(f->n_cached == 0 || (!cache_off && !(r->echo && r->logprobs)));
     atomic_fetch_add(&n_finished, 1);
 }
 
@@ -275,6 +291,7 @@ start(uint32_t ranks, uint32_t batch, uint32_t chunk, uint32_t blocks,
     o.eos = &eos;
     o.n_eos = 1;
     o.boot = 1000;
+    o.prefix_cache = !cache_off;
     o.step = fake_step;
     o.ops = &ops;
     o.now = clock_fake;
@@ -286,6 +303,7 @@ start(uint32_t ranks, uint32_t batch, uint32_t chunk, uint32_t blocks,
     atomic_store(&bad, 0);
     fake_now = 1000000;
     per_token = 1;
+    n_computed = 0;
 }
 
 
@@ -294,8 +312,14 @@ submit_full(req_t *r, uint32_t n_prompt, uint32_t max_tokens, int64_t credit,
     int32_t priority, uint64_t queue_us, uint64_t deadline_us,
     uint32_t queue_max)
 {
-    uint32_t         i;
+    uint32_t         i, like, family;
     sched_request_t  q;
+
+    /* `like` leading ids are those of a family, the rest is its own. */
+
+    like = families > 0 ? rnd(n_prompt + 1) : 0;
+    like = like > 0 && rnd(4) == 0 ? n_prompt : like;
+    family = like > 0 ? rnd(families) : 0;
 
     memset(&q, 0, sizeof(q));
     q.ids = malloc(n_prompt * sizeof(int32_t));
@@ -304,7 +328,9 @@ submit_full(req_t *r, uint32_t n_prompt, uint32_t max_tokens, int64_t credit,
     assert_non_null(r->prompt);
 
     for (i = 0; i < n_prompt; i++) {
-        q.ids[i] = r->prompt[i] = (int32_t) rnd(VOCAB - 1);
+        q.ids[i] = i < like ? (int32_t) (mix(family + 1, i) % (VOCAB - 1))
+                            : (int32_t) rnd(VOCAB - 1);
+        r->prompt[i] = q.ids[i];
 
         if (!r->echo) {
             r->hash = mix(r->hash, (uint64_t) q.ids[i]);
@@ -325,6 +351,7 @@ submit_full(req_t *r, uint32_t n_prompt, uint32_t max_tokens, int64_t credit,
     q.ignore_eos = r->ignore_eos;
     q.rank_hint = -1;
     q.priority = priority;
+    q.tenant[1] = r->tenant;
     q.credit = credit;
     q.queue_us = queue_us;
     q.deadline_us = deadline_us;
@@ -342,32 +369,70 @@ submit(req_t *r, uint32_t n_prompt, uint32_t max_tokens)
 }
 
 
+/*
+ * Every block is held as often as it is counted, or idle, or free; those with
+ * more than one holder hold the same ids of the same tenant.
+ */
+
+static inline void
+invariants_rank(sched_rank_t *rk)
+{
+    int32_t       b;
+    uint32_t      j, k, held, idle, refs[BLOCKS];
+    sched_seq_t  *seq, *by[BLOCKS];
+
+    memset(refs, 0, sizeof(refs));
+    memset(by, 0, sizeof(by));
+    held = 0;
+    idle = 0;
+
+    for (j = 0; j < rk->n_running; j++) {
+        seq = rk->running[j];
+        CHECK(seq->place == SCHED_IN_RANK && seq->rank == rk->index);
+        CHECK(j == 0 || sched_before(rk->running[j - 1], seq));
+        CHECK(seq->n_done <= seq->n_blocks * KV_BLOCK);
+        CHECK(seq->n_public <= seq->n_done / KV_BLOCK);
+
+        for (k = 0; k < seq->n_blocks; k++) {
+            b = seq->blocks[k];
+
+            if (refs[b]++ == 0) {
+                held++;
+                by[b] = seq;
+                continue;
+            }
+
+            CHECK(k < seq->n_public && by[b]->blocks[k] == b);
+            CHECK(by[b]->r.tenant[1] == seq->r.tenant[1]);
+            CHECK(memcmp(by[b]->ids, seq->ids,
+                         (k + 1) * KV_BLOCK * sizeof(int32_t))
+                  == 0);
+        }
+    }
+
+    for (b = 0; (uint32_t) b < rk->cache.pool.n_blocks; b++) {
+        CHECK(refs[b] == rk->cache.pool.refs[b]);
+        CHECK(rk->paused[b] == 0);
+    }
+
+    for (b = rk->cache.oldest; b >= 0; b = rk->cache.block[b].newer) {
+        CHECK(refs[b] == 0 && rk->cache.block[b].published);
+        idle++;
+    }
+
+    CHECK(idle == rk->cache.n_idle);
+    CHECK(held + idle + rk->cache.pool.n_free == rk->cache.pool.n_blocks);
+}
+
+
 static inline void
 invariants(void)
 {
-    uint32_t      i, j, k, held;
-    uint8_t       used[BLOCKS];
+    uint32_t      i;
     sched_seq_t  *seq;
 
     for (i = 0; i < sched->n_ranks; i++) {
-        memset(used, 0, sizeof(used));
-        held = 0;
-
-        for (j = 0; j < sched->rank[i].n_running; j++) {
-            seq = sched->rank[i].running[j];
-            CHECK(seq->place == SCHED_IN_RANK && seq->rank == i);
-            CHECK(j == 0 || sched_before(sched->rank[i].running[j - 1], seq));
-            CHECK(seq->n_done <= seq->n_blocks * KV_BLOCK);
-
-            for (k = 0; k < seq->n_blocks; k++) {
-                CHECK(!used[seq->blocks[k]]);
-                used[seq->blocks[k]] = 1;
-                held++;
-            }
-        }
-
-        CHECK(held + sched->rank[i].pool.n_free
-              == sched->rank[i].pool.n_blocks);
+        invariants_rank(&sched->rank[i]);
     }
 
     for (seq = sched->queue.first; seq != NULL; seq = seq->next) {

@@ -15,7 +15,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "ep/exchange.h"
+#include "ep/ep_balance.h"
 
 
 #define RANKS    4
@@ -35,6 +35,8 @@ typedef struct {
     int                    bad;      /* an impossible id in the second step */
     uint32_t               wrong;    /* contributions that differ */
     uint32_t               order;    /* pairs out of order */
+    uint64_t               pairs;    /* computed here */
+    int                    hot;      /* all rows want experts 0, 1, 2 */
     int                    rc;
     char                   err[ERR_LEN];
 } rank_t;
@@ -81,8 +83,8 @@ step(rank_t *r, const float *x, uint32_t rows, const int32_t *id,
 
     for (e = 0; e < pairs.n_experts; e++) {
 
-        for (global = 0; r->p->rank[global] != r->ex->rank
-             || r->p->slot[global] != e; global++) { /* void */ }
+        global = r->p->expert[r->p->begin[r->ex->rank] + e];
+        r->pairs += pairs.offset[e + 1] - pairs.offset[e];
 
         for (p = pairs.offset[e]; p < pairs.offset[e + 1]; p++) {
 
@@ -130,6 +132,10 @@ run(void *arg)
             id[i * TOP_K + 1] = (id[i * TOP_K] + 1) % EXPERTS;
             id[i * TOP_K + 2] = (id[i * TOP_K] + 2
                                  + (int32_t) (next(&state) % 9)) % EXPERTS;
+
+            for (k = 0; r->hot && k < TOP_K; k++) {
+                id[i * TOP_K + k] = (int32_t) k;
+            }
         }
 
         if (n == 1 && r->late >= 0) {
@@ -169,14 +175,14 @@ run(void *arg)
 
 
 static void
-setup(rank_t *rank, uint32_t ranks, uint32_t steps, uint32_t timeout,
-    ep_map_t **map)
+setup(rank_t *rank, uint32_t ranks, uint32_t redundant, uint32_t steps,
+    uint32_t timeout, ep_map_t **map)
 {
     char             err[ERR_LEN];
     uint32_t         i;
     ep_exchange_t   *ex[RANKS];
 
-    *map = ep_map_open(EXPERTS, ranks, err);
+    *map = ep_map_open(EXPERTS, ranks, redundant, err);
     assert_non_null(*map);
     assert_int_equal(ep_host_open(ex, ranks, ROWS, TOP_K, EXPERTS, timeout,
                                   err), 0);
@@ -220,20 +226,89 @@ test_random_routing(void **state)
 {
     rank_t     rank[RANKS];
     ep_map_t  *map;
-    uint32_t   i, ranks;
+    uint32_t   i, ranks, redundant;
 
     (void) state;
 
     for (ranks = 1; ranks <= RANKS; ranks++) {
-        setup(rank, ranks, STEPS, 60000, &map);
-        run_all(rank, ranks, map);
+        for (redundant = 0; redundant <= EXPERTS * (ranks - 1);
+             redundant += 5)
+        {
+            setup(rank, ranks, redundant, STEPS, 60000, &map);
+            run_all(rank, ranks, map);
 
-        for (i = 0; i < ranks; i++) {
-            assert_int_equal(rank[i].rc, 0);
-            assert_int_equal(rank[i].wrong, 0);
-            assert_int_equal(rank[i].order, 0);
+            for (i = 0; i < ranks; i++) {
+                assert_int_equal(rank[i].rc, 0);
+                assert_int_equal(rank[i].wrong, 0);
+                assert_int_equal(rank[i].order, 0);
+            }
         }
     }
+}
+
+
+/*
+ * All rows want the same three experts.  Without replicas one rank has all the
+ * work; placed by that load, with as many more slots, each has its part.
+ */
+
+static void
+test_hot_experts(void **state)
+{
+    char          err[ERR_LEN];
+    double        load[EXPERTS], most;
+    rank_t        rank[RANKS];
+    ep_map_t     *map, *better;
+    uint32_t      i, all;
+    ep_balance_t  b;
+
+    (void) state;
+
+    setup(rank, RANKS, 0, STEPS, 60000, &map);
+
+    for (i = 0; i < RANKS; i++) {
+        rank[i].hot = 1;
+    }
+
+    run_all(rank, RANKS, map);
+
+    all = (uint32_t) rank[0].pairs;
+    assert_true(all > STEPS * ROWS);
+
+    for (i = 1; i < RANKS; i++) {
+        assert_int_equal(rank[i].wrong, 0);
+        assert_int_equal(rank[i].pairs, 0);
+    }
+
+    for (i = 0; i < EXPERTS; i++) {
+        load[i] = i < TOP_K ? 1000 : 1;
+    }
+
+    b = (ep_balance_t) { EXPERTS, EXPERTS + 9, 1, 1, RANKS };
+    better = ep_balance(&b, load, NULL, err);
+    assert_non_null(better);
+
+    setup(rank, RANKS, 0, STEPS, 60000, &map);
+    ep_map_close(map);
+
+    for (i = 0; i < RANKS; i++) {
+        rank[i].hot = 1;
+        rank[i].p = ep_map_placement(better);
+    }
+
+    run_all(rank, RANKS, better);
+
+    for (i = 0, most = 0; i < RANKS; i++) {
+        assert_int_equal(rank[i].rc, 0);
+        assert_int_equal(rank[i].wrong, 0);
+        assert_int_equal(rank[i].order, 0);
+        most = rank[i].pairs > most ? (double) rank[i].pairs : most;
+    }
+
+    print_message("busiest of %u ranks over the mean: %g -> %.3f\n", RANKS,
+                  (double) RANKS, most * RANKS / all);
+
+    assert_true(most * RANKS < all * 1.25);
 }
 
 
@@ -257,7 +332,7 @@ test_late_rank(void **state)
 
     (void) state;
 
-    setup(rank, 3, 1000, 100, &map);
+    setup(rank, 3, 4, 1000, 100, &map);
     rank[1].late = 600;
     run_all(rank, 3, map);
     all_failed(rank, "no dispatch within 100 ms from rank 1");
@@ -272,7 +347,7 @@ test_abort(void **state)
 
     (void) state;
 
-    setup(rank, 3, 1000, 0, &map);
+    setup(rank, 3, 4, 1000, 0, &map);
     rank[2].leave = 1;
     run_all(rank, 3, map);
     all_failed(rank, "rank 2 left the exchange");
@@ -287,7 +362,7 @@ test_impossible_expert(void **state)
 
     (void) state;
 
-    setup(rank, 3, 1000, 0, &map);
+    setup(rank, 3, 4, 1000, 0, &map);
     rank[0].bad = 1;
     run_all(rank, 3, map);
     all_failed(rank, "rank 0: row 0 wants expert 11 of 11");
@@ -305,13 +380,13 @@ test_misuse(void **state)
 
     (void) state;
 
-    setup(rank, 1, 0, 0, &map);
+    setup(rank, 1, 0, 0, 0, &map);
     assert_int_equal(rank[0].ex->barrier(rank[0].ex, err), 0);
     assert_int_equal(rank[0].ex->combine(rank[0].ex, err), -1);
     assert_string_equal(err, "rank 0: combine without dispatch");
     run_all(rank, 1, map);
 
-    setup(rank, 1, 0, 0, &map);
+    setup(rank, 1, 0, 0, 0, &map);
     memset(&send, 0, sizeof(send));
     send.placement = rank[0].p;
     send.rows = ROWS + 1;
@@ -332,12 +407,13 @@ test_placement(void **state)
 
     (void) state;
 
-    map = ep_map_open(11, 3, err);
+    map = ep_map_open(11, 3, 0, err);
     assert_non_null(map);
     p = ep_map_placement(map);
     memset(n, 0, sizeof(n));
 
     for (e = 0; e < 11; e++) {
+        assert_int_equal(p->first[e], e);
         assert_int_equal(p->slot[e], n[p->rank[e]]);
         n[p->rank[e]]++;
         assert_true(e == 0 || p->rank[e] >= p->rank[e - 1]);
@@ -350,11 +426,11 @@ test_placement(void **state)
 
     ep_map_close(map);
 
-    assert_null(ep_map_open(4, 5, err));
+    assert_null(ep_map_open(4, 5, 0, err));
     assert_string_equal(err, "cannot place 4 experts on 5 ranks: each rank "
                         "must hold at least one");
-    assert_null(ep_map_open(4, 0, err));
-    assert_null(ep_map_open(4, 257, err));
+    assert_null(ep_map_open(4, 0, 0, err));
+    assert_null(ep_map_open(4, 257, 0, err));
 }
 
 
@@ -363,6 +439,7 @@ main(void)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_random_routing),
+        cmocka_unit_test(test_hot_experts),
         cmocka_unit_test(test_late_rank),
         cmocka_unit_test(test_abort),
         cmocka_unit_test(test_impossible_expert),

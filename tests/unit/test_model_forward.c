@@ -466,7 +466,7 @@ test_expert_load(void **state)
     cli_step_t           step[2];
     model_dir_t         *d;
     cli_ranks_t         *ranks;
-    const uint64_t      *load;
+    uint64_t             load[12];
     static const way_t   way = { "", 2, 1, 0, 0, 0, 0, 0, 0 };
 
     (void) state;
@@ -480,7 +480,8 @@ test_expert_load(void **state)
     assert_int_equal(cli_ranks_step(ranks, step, err), 0);
 
     for (i = 0; i < 2; i++) {
-        load = model_expert_load(cli_ranks_rank(ranks, i), 1);
+        memset(load, 0, sizeof(load));
+        model_expert_load(cli_ranks_rank(ranks, i), 1, load);
 
         for (e = 0, sum = 0; e < 12; e++) {
             sum += load[e];

@@ -41,8 +41,8 @@ test_cancel(void **state)
     assert_int_equal(r[0].f.reason, SCHED_CANCELLED);
     assert_int_equal(r[2].f.reason, SCHED_CANCELLED);
     assert_true(r[0].f.step <= before + 1);
-    assert_int_equal(sched->rank[0].pool.n_free
-                     + sched->rank[1].pool.n_free, 32 - 2);
+    assert_int_equal(kv_cache_free(&sched->rank[0].cache)
+                     + kv_cache_free(&sched->rank[1].cache), 32 - 2);
 
     sched_cancel(sched, r[0].seq);       /* too late: nothing happens */
     while (step()) { /* void */ }

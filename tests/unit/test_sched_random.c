@@ -32,7 +32,10 @@ random_run(uint64_t seed, uint32_t ranks, uint32_t batch, uint32_t chunk,
             x->ignore_eos = rnd(8) == 0;
             x->stop_at = rnd(6) == 0 ? 1 + rnd(20) : 0;
 
-            submit_full(x, 1 + rnd(rnd(8) == 0 ? blocks * 50 : 40),
+            x->tenant = rnd(2);
+
+            submit_full(x, 1 + rnd(rnd(8) == 0 ? blocks * 50
+                                   : families > 0 ? 250 : 40),
                         rnd(10) == 0 ? 0 : 1 + rnd(blocks * 13),
                         1 + rnd(50), (int32_t) rnd(3), 0, 0, 0);
         }
@@ -68,7 +71,7 @@ random_run(uint64_t seed, uint32_t ranks, uint32_t batch, uint32_t chunk,
     }
 
     for (i = 0; i < ranks; i++) {
-        assert_int_equal(sched->rank[i].pool.n_free, blocks);
+        assert_int_equal(kv_cache_free(&sched->rank[i].cache), blocks);
         assert_int_equal(sched->rank[i].n_running, 0);
     }
 
@@ -93,6 +96,32 @@ test_random(void **state)
     random_run(2, 3, 4, 16, 12, n);
     random_run(3, 2, 2, 1, 4, n / 4);
     random_run(4, 4, 16, 512, 20, n);
+}
+
+
+/* Prompts that begin alike, so that most blocks have been seen before. */
+
+static void
+test_shared(void **state)
+{
+    uint32_t  n;
+
+    (void) state;
+
+    n = getenv("LONG") != NULL ? 20000 : 600;
+    families = 3;
+
+    random_run(21, 1, 8, 32, 64, n);
+    random_run(22, 3, 4, 16, 12, n);
+    random_run(23, 2, 2, 1, 5, n / 4);
+    random_run(24, 4, 16, 512, 20, n);
+
+    families = 0;
+    cache_off = 1;
+
+    random_run(25, 2, 8, 32, 12, n / 4);
+
+    cache_off = 0;
 }
 
 
@@ -161,6 +190,7 @@ main(void)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_random),
+        cmocka_unit_test(test_shared),
         cmocka_unit_test(test_threads)
     };
 

@@ -1,0 +1,291 @@
+/*
+ * Sequences and the prefix cache of their rank.
+ *
+ * A sequence takes the longest beginning that is cached when it enters a rank,
+ * and again before each step while it stands at the start of a block: what
+ * another sequence computes is had by all that begin alike.  At least one
+ * position is left to compute, for its logits.  Prompts whose log-probabilities
+ * are asked for are computed in full.
+ *
+ * After a step the blocks that have become full are published.  One that is
+ * there already, computed by two at once, is given back for the published one:
+ * one arithmetic per position makes them equal.
+ */
+
+#include "sched/sched_int.h"
+
+#include <stdlib.h>
+
+
+static uint32_t sched_cache_limit(const sched_seq_t *seq);
+static int sched_cache_hash(const sched_t *s, sched_seq_t *seq, uint32_t n);
+static int sched_cache_name(const sched_t *s, sched_seq_t *seq, uint32_t i,
+    int32_t parent, kv_name_t *name);
+static void sched_cache_count(sched_seq_t *seq, uint32_t done);
+
+
+/* Leading blocks that a sequence may take instead of computing them. */
+
+static uint32_t
+sched_cache_limit(const sched_seq_t *seq)
+{
+    uint32_t  target;
+
+    if (seq->r.echo && seq->r.logprobs && seq->n_echo < seq->r.n_prompt) {
+        return 0;
+    }
+
+    target = sched_target(seq);
+
+    return target > 0 ? (target - 1) / KV_BLOCK : 0;
+}
+
+
+/* Sees that the hashes of the first `n` blocks are there; 0, or -1. */
+
+static int
+sched_cache_hash(const sched_t *s, sched_seq_t *seq, uint32_t n)
+{
+    uint32_t   cap;
+    kv_key_t  *hash, root, tenant;
+
+    if (n > seq->cap_hash) {
+        cap = n + n / 2 + 8;
+
+        hash = realloc(seq->hash, cap * sizeof(kv_key_t));
+        if (hash == NULL) {
+            return -1;
+        }
+
+        seq->hash = hash;
+        seq->cap_hash = cap;
+    }
+
+    if (seq->n_hash == 0 && n > 0) {
+        tenant.lo = seq->r.tenant[0];
+        tenant.hi = seq->r.tenant[1];
+        root = kv_cache_root(s->opt.cache_seed, &tenant);
+
+        seq->hash[0] = kv_cache_chain(&root, seq->ids);
+        seq->n_hash = 1;
+    }
+
+    for ( /* void */ ; seq->n_hash < n; seq->n_hash++) {
+        seq->hash[seq->n_hash] =
+            kv_cache_chain(&seq->hash[seq->n_hash - 1],
+                           seq->ids + (size_t) seq->n_hash * KV_BLOCK);
+    }
+
+    return 0;
+}
+
+
+/* The name of a sequence's block `i`, all of whose ids are known. */
+
+static int
+sched_cache_name(const sched_t *s, sched_seq_t *seq, uint32_t i,
+    int32_t parent, kv_name_t *name)
+{
+    if (sched_cache_hash(s, seq, i + 1) != 0) {
+        return -1;
+    }
+
+    name->hash = seq->hash[i];
+    name->tenant.lo = seq->r.tenant[0];
+    name->tenant.hi = seq->r.tenant[1];
+    name->parent = parent;
+    name->id = seq->ids + (size_t) i * KV_BLOCK;
+
+    return 0;
+}
+
+
+/*
+ * How many leading blocks of a sequence that waits are cached on a rank, and
+ * how many of them cost no memory because others hold them.
+ */
+
+uint32_t
+sched_cache_match(const sched_t *s, const sched_rank_t *rk, sched_seq_t *seq,
+    uint32_t *held)
+{
+    int32_t    block;
+    uint32_t   i, limit;
+    kv_name_t  name;
+
+    *held = 0;
+
+    if (rk->cache.block == NULL) {
+        return 0;
+    }
+
+    limit = sched_cache_limit(seq);
+    block = -1;
+
+    for (i = 0; i < limit; i++) {
+
+        if (sched_cache_name(s, seq, i, block, &name) != 0) {
+            break;
+        }
+
+        block = kv_cache_find(&rk->cache, &name);
+
+        if (block < 0) {
+            break;
+        }
+
+        *held += rk->cache.pool.refs[block] > rk->paused[block];
+    }
+
+    return i;
+}
+
+
+/* Takes what is cached of what comes next. */
+
+void
+sched_cache_adopt(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq)
+{
+    int32_t    block;
+    uint32_t   i, limit;
+    kv_name_t  name;
+
+    if (rk->cache.block == NULL) {
+        return;
+    }
+
+    limit = sched_cache_limit(seq);
+
+    while (seq->n_public < limit && seq->n_done == seq->n_public * KV_BLOCK) {
+
+        i = seq->n_public;
+
+        if (sched_cache_name(s, seq, i, i > 0 ? seq->blocks[i - 1] : -1, &name)
+            != 0)
+        {
+            return;
+        }
+
+        block = kv_cache_find(&rk->cache, &name);
+
+        if (block < 0
+            || (i == seq->cap_blocks && sched_grow_blocks(seq, i + 1) != 0))
+        {
+            return;
+        }
+
+        kv_cache_ref(&rk->cache, block);
+
+        if (i < seq->n_blocks) {
+            kv_cache_put(&rk->cache, seq->blocks[i]);
+        } else {
+            seq->n_blocks++;
+        }
+
+        seq->blocks[i] = block;
+        seq->n_public++;
+        sched_cache_count(seq, seq->n_public * KV_BLOCK);
+        seq->n_done = seq->n_public * KV_BLOCK;
+    }
+}
+
+
+/* Prompt tokens up to `done` that this sequence never computed are hits. */
+
+static void
+sched_cache_count(sched_seq_t *seq, uint32_t done)
+{
+    uint32_t  hi;
+
+    hi = done < seq->r.n_prompt ? done : seq->r.n_prompt;
+
+    if (hi > seq->n_seen) {
+        seq->n_cached += hi - seq->n_seen;
+    }
+
+    if (done > seq->n_seen) {
+        seq->n_seen = done;
+    }
+}
+
+
+/*
+ * Whether the block that a sequence would begin is one that another sequence
+ * computes in this step.  Then it waits, and finds it published.
+ */
+
+int
+sched_cache_follows(const sched_t *s, const sched_rank_t *rk,
+    sched_seq_t *seq)
+{
+    uint32_t      i, at;
+    sched_seq_t  *o;
+
+    at = seq->n_public;
+
+    if (rk->cache.block == NULL || seq->n_done != at * KV_BLOCK
+        || at >= sched_cache_limit(seq)
+        || sched_cache_hash(s, seq, at + 1) != 0)
+    {
+        return 0;
+    }
+
+    for (i = 0; i < rk->n_running; i++) {
+        o = rk->running[i];
+
+        if (o->planned == SCHED_PLANNED && o->rows > 0
+            && o->n_done / KV_BLOCK == at && o->n_public == at
+            && (at + 1) * KV_BLOCK <= o->n_total
+            && sched_cache_hash(s, o, at + 1) == 0
+            && o->hash[at].lo == seq->hash[at].lo
+            && o->hash[at].hi == seq->hash[at].hi)
+        {
+            return 1;
+        }
+    }
+
+    return 0;
+}
+
+
+/* Publishes the blocks that are full now. */
+
+void
+sched_cache_publish(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq)
+{
+    int32_t    block;
+    uint32_t   i;
+    kv_name_t  name;
+
+    if (seq->n_done > seq->n_seen) {
+        seq->n_seen = seq->n_done;
+    }
+
+    if (rk->cache.block == NULL) {
+        return;
+    }
+
+    while (seq->n_public < seq->n_done / KV_BLOCK) {
+
+        i = seq->n_public;
+
+        if (sched_cache_name(s, seq, i, i > 0 ? seq->blocks[i - 1] : -1, &name)
+            != 0)
+        {
+            return;
+        }
+
+        block = kv_cache_find(&rk->cache, &name);
+
+        if (block < 0) {
+            kv_cache_publish(&rk->cache, seq->blocks[i], &name);
+
+        } else {
+            kv_cache_ref(&rk->cache, block);
+            kv_cache_put(&rk->cache, seq->blocks[i]);
+            seq->blocks[i] = block;
+        }
+
+        seq->n_public++;
+    }
+}
