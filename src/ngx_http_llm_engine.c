@@ -239,6 +239,8 @@ ngx_http_llm_engine_welcome(ngx_http_llm_engine_t *engine)
                   "llm engine \"%V\": connected, model \"%s\"",
                   &engine->name, engine->model.names);
 
+    ngx_http_llm_route_connected(engine);
+
     /* The sleep flag is set by the first drain; it runs who was parked. */
 
     ngx_http_llm_lane_unpark(engine);

@@ -174,6 +174,8 @@ ngx_http_llm_lane_accepted(ngx_http_llm_seq_t *seq, const chan_record_t *rec,
     ctx = choice->ctx;
     choice->accepted = *accepted;
 
+    ngx_http_llm_route_accepted(choice);
+
     if (choice->nth == 0) {
         ctx->prompt_tokens += accepted->prompt_tokens;
         ctx->cached_tokens += accepted->cached_tokens;

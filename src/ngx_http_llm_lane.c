@@ -401,6 +401,7 @@ ngx_http_llm_lane_piece(ngx_http_llm_seq_t *seq, char *err)
     chan_more_t             more;
     chan_record_t           rec;
     chan_submit_t           submit;
+    ngx_http_llm_route_t   *route;
     ngx_http_llm_prompt_t  *prompt;
     ngx_http_llm_engine_t  *engine;
     ngx_http_llm_choice_t  *choice;
@@ -463,6 +464,14 @@ ngx_http_llm_lane_piece(ngx_http_llm_seq_t *seq, char *err)
         submit = choice->ctx->params.submit;
         submit.body_size = prompt->body.size;
         submit.seed = choice->seed;
+
+        if (choice->ctx->routes != NULL) {
+            route = &choice->ctx->routes[choice->index
+                                         / choice->ctx->params.n];
+            submit.rank_hint = route->rank;
+            submit.rank_epoch = route->epoch;
+        }
+
         iov[1].iov_base = &submit;
         iov[1].iov_len = sizeof(chan_submit_t);
     }

@@ -75,6 +75,20 @@ static ngx_command_t  ngx_http_llm_commands[] = {
       offsetof(ngx_http_llm_loc_conf_t, max_tokens),
       &ngx_http_llm_positive_post },
 
+    { ngx_string("llm_prefix_zone"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE123,
+      ngx_http_llm_prefix_zone,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("llm_route"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE123,
+      ngx_http_llm_route,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
       ngx_null_command
 };
 
@@ -122,7 +136,10 @@ ngx_http_llm_create_main_conf(ngx_conf_t *cf)
 
     if (ngx_array_init(&lmcf->engines, cf->pool, 4,
                        sizeof(ngx_http_llm_engine_t *))
-        != NGX_OK)
+        != NGX_OK
+        || ngx_array_init(&lmcf->prefix_zones, cf->pool, 1,
+                          sizeof(ngx_shm_zone_t *))
+           != NGX_OK)
     {
         return NULL;
     }
@@ -179,6 +196,7 @@ ngx_http_llm_create_loc_conf(ngx_conf_t *cf)
     conf->queue_timeout = NGX_CONF_UNSET_MSEC;
     conf->max_context = NGX_CONF_UNSET_UINT;
     conf->max_tokens = NGX_CONF_UNSET_UINT;
+    conf->route_zone = NGX_CONF_UNSET_PTR;
 
     return conf;
 }
@@ -209,6 +227,8 @@ ngx_http_llm_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_conf_merge_uint_value(conf->max_context, prev->max_context, 0);
     ngx_conf_merge_uint_value(conf->max_tokens, prev->max_tokens,
                               CHAN_TOKENS_MAX);
+
+    ngx_http_llm_route_merge(prev, conf);
 
     /* As with other handlers, only "if" and "limit_except" inherit it. */
 

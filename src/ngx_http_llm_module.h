@@ -7,8 +7,9 @@
  * keeps a worker's connection to an engine.  error.c gives every error under
  * llm_pass the shape of OpenAI's error objects.
  *
- * All state is a worker's own: nothing here is shared between workers, and
- * only workers connect.
+ * Only workers connect.  All state is a worker's own, except the prefix zones
+ * (prefix.h), where workers share what they learn about the engine's caches;
+ * route.c joins them to a request's way.
  */
 
 #ifndef NGX_HTTP_LLM_MODULE_H
@@ -19,6 +20,7 @@
 #include <ngx_http.h>
 
 #include "ngx_http_llm_params.h"
+#include "ngx_http_llm_prefix.h"
 #include "channel/channel.h"
 #include "channel/chan_board.h"
 #include "channel/chan_message.h"
@@ -39,6 +41,7 @@ typedef struct ngx_http_llm_choice_s  ngx_http_llm_choice_t;
 
 typedef struct {
     ngx_array_t                engines;    /* ngx_http_llm_engine_t * */
+    ngx_array_t                prefix_zones;   /* ngx_shm_zone_t * */
     ngx_int_t                  request_id; /* index of $request_id */
 } ngx_http_llm_main_conf_t;
 
@@ -49,7 +52,19 @@ typedef struct {
     ngx_msec_t                 queue_timeout;
     ngx_uint_t                 max_context;
     ngx_uint_t                 max_tokens;
+    ngx_shm_zone_t            *route_zone; /* NULL: no routing */
+    ngx_http_llm_pick_conf_t   route;
 } ngx_http_llm_loc_conf_t;
+
+
+/* A prompt's tags, and the rank that they lead to. */
+
+typedef struct {
+    chan_tag_t                *tags;
+    ngx_uint_t                 ntags;
+    ngx_int_t                  rank;       /* -1: none */
+    uint64_t                   epoch;
+} ngx_http_llm_route_t;
 
 
 /*
@@ -169,6 +184,7 @@ struct ngx_http_llm_ctx_s {
     ngx_http_llm_engine_t     *engine;
     ngx_http_llm_params_t      params;
     ngx_http_llm_error_t       error;
+    ngx_http_llm_route_t      *routes;     /* of prompts; NULL: no routing */
     ngx_http_llm_choice_t     *choices;
     ngx_uint_t                 nchoices;
     ngx_uint_t                 nactive;
@@ -275,6 +291,24 @@ void ngx_http_llm_lane_drain(ngx_http_llm_engine_t *engine);
 ngx_int_t ngx_http_llm_handler(ngx_http_request_t *r);
 void ngx_http_llm_start(ngx_http_llm_ctx_t *ctx);
 void ngx_http_llm_close(ngx_http_llm_ctx_t *ctx);
+
+
+/*
+ * ngx_http_llm_route.c.  ngx_http_llm_route_submit() adds tags to the prompts
+ * of a request and chooses a rank for each, if llm_route is on here; NGX_ERROR:
+ * no memory.  ngx_http_llm_route_accepted() notes which rank took a choice,
+ * ngx_http_llm_route_connected() which boot of an engine is the newest.
+ */
+
+char *ngx_http_llm_prefix_zone(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+char *ngx_http_llm_route(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+void ngx_http_llm_route_merge(ngx_http_llm_loc_conf_t *prev,
+    ngx_http_llm_loc_conf_t *conf);
+void ngx_http_llm_route_connected(ngx_http_llm_engine_t *engine);
+ngx_int_t ngx_http_llm_route_submit(ngx_http_request_t *r,
+    ngx_http_llm_ctx_t *ctx);
+void ngx_http_llm_route_accepted(ngx_http_llm_choice_t *choice);
 
 
 /* ngx_http_llm_models.c: GET models and GET models/NAME. */

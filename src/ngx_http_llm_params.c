@@ -429,9 +429,10 @@ ngx_http_llm_params_sections(ngx_http_llm_params_t *params,
     const cJSON *const *f, ngx_http_llm_error_t *err)
 {
     size_t       len;
+    u_char       tenant[NGX_HTTP_LLM_TENANT_MAX];
     const char  *user;
 
-    user = NULL;
+    user = "";
 
     if (ngx_http_llm_params_stop(params, f[NGX_HTTP_LLM_F_STOP], err)
         != NGX_OK
@@ -444,11 +445,7 @@ ngx_http_llm_params_sections(ngx_http_llm_params_t *params,
         return NGX_ERROR;
     }
 
-    len = user != NULL ? ngx_strlen(user) : 0;
-
-    if (len == 0) {
-        return NGX_OK;
-    }
+    len = ngx_strlen(user);
 
     if (len > NGX_HTTP_LLM_USER_MAX) {
         return ngx_http_llm_error_invalid(err, "user", "'user' must not be "
@@ -456,8 +453,36 @@ ngx_http_llm_params_sections(ngx_http_llm_params_t *params,
                                           NGX_HTTP_LLM_USER_MAX);
     }
 
-    return ngx_http_llm_params_everywhere(params, CHAN_SEC_TENANT, user, len,
-                                          err);
+    ngx_memcpy(params->user, user, len + 1);
+
+    len = ngx_http_llm_params_tenant(params, tenant);
+
+    if (len == 0) {
+        return NGX_OK;
+    }
+
+    return ngx_http_llm_params_everywhere(params, CHAN_SEC_TENANT, tenant,
+                                          len, err);
+}
+
+
+/* JSON's strings hold no zero bytes here, so the parts cannot be mixed up. */
+
+size_t
+ngx_http_llm_params_tenant(const ngx_http_llm_params_t *params, u_char *buf)
+{
+    u_char  *p;
+
+    p = buf;
+
+    if (params->account.len != 0) {
+        p = ngx_cpymem(p, params->account.data,
+                       ngx_min(params->account.len,
+                               NGX_HTTP_LLM_ACCOUNT_MAX));
+        *p++ = '\0';
+    }
+
+    return ngx_cpymem(p, params->user, ngx_strlen(params->user)) - buf;
 }
 
 

@@ -22,6 +22,9 @@
 #define NGX_HTTP_LLM_N_MAX        16    /* choices of a prompt */
 #define NGX_HTTP_LLM_CHOICES_MAX  512   /* prompts times choices */
 #define NGX_HTTP_LLM_USER_MAX     512   /* bytes of `user` */
+#define NGX_HTTP_LLM_ACCOUNT_MAX  256   /* bytes of an account's name */
+#define NGX_HTTP_LLM_TENANT_MAX                                              \
+    (NGX_HTTP_LLM_ACCOUNT_MAX + 1 + NGX_HTTP_LLM_USER_MAX)
 
 
 /* What went wrong, as an OpenAI error object says it. */
@@ -48,6 +51,7 @@ typedef struct {
     uint32_t                endpoint;      /* CHAN_CHAT or CHAN_COMPLETION */
     const char             *names;         /* as chan_board_model_t.names */
     uint32_t                max_tokens;    /* cap, CHAN_TOKENS_MAX: none */
+    ngx_str_t               account;       /* empty: none */
 
     /* found */
 
@@ -56,6 +60,7 @@ typedef struct {
     ngx_uint_t              nprompts;
     ngx_uint_t              n;             /* choices of each prompt */
     char                    model[CHAN_NAMES_LEN];
+    char                    user[NGX_HTTP_LLM_USER_MAX + 1];
 
     unsigned                stream:1;
     unsigned                include_usage:1;
@@ -136,6 +141,14 @@ ngx_int_t ngx_http_llm_params_parse(ngx_http_llm_params_t *params,
     const u_char *data, size_t len, ngx_http_llm_error_t *err);
 void ngx_http_llm_params_free(ngx_http_llm_params_t *params);
 void ngx_http_llm_prompt_done(ngx_http_llm_prompt_t *prompt);
+
+/*
+ * The isolation key of account and `user`, as chan_message.h has it, into
+ * `buf` of NGX_HTTP_LLM_TENANT_MAX bytes; returns its length, 0: none.
+ */
+
+size_t ngx_http_llm_params_tenant(const ngx_http_llm_params_t *params,
+    u_char *buf);
 
 /* Whether `name` is among `names`, each NUL-terminated, '' ends. */
 ngx_int_t ngx_http_llm_model_known(const char *names, const char *name,

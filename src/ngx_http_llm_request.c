@@ -481,7 +481,9 @@ ngx_http_llm_submit(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
 
     ctx->nchoices = n;
 
-    if (ngx_http_llm_render_init(ctx) != NGX_OK) {
+    if (ngx_http_llm_render_init(ctx) != NGX_OK
+        || ngx_http_llm_route_submit(r, ctx) != NGX_OK)
+    {
         goto failed;
     }
 

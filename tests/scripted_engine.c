@@ -32,7 +32,6 @@ static void usage(FILE *out);
 static int parse_options(engine_t *e, int argc, char **argv);
 static int set_up(engine_t *e);
 static void publish_model(engine_t *e);
-static void publish(engine_t *e);
 static int loop(engine_t *e);
 static void notify_lanes(engine_t *e);
 static int wait_events(engine_t *e, int ms);
@@ -163,6 +162,7 @@ parse_options(engine_t *e, int argc, char **argv)
 static int
 set_up(engine_t *e)
 {
+    int              i;
     char             err[CHAN_ERR_LEN];
     sigset_t         set;
     struct timespec  ts;
@@ -202,6 +202,10 @@ set_up(engine_t *e)
     {
         fprintf(stderr, "%s\n", err);
         return -1;
+    }
+
+    for (i = 0; i < e->ranks; i++) {
+        e->epoch[i] = e->boot ^ ((uint64_t) i << 32);
     }
 
     publish_model(e);
@@ -251,7 +255,7 @@ publish_model(engine_t *e)
 }
 
 
-static void
+void
 publish(engine_t *e)
 {
     int                  i;
@@ -282,7 +286,7 @@ publish(engine_t *e)
     s.tokens = e->tokens;
 
     for (i = 0; i < e->ranks; i++) {
-        rank[i].epoch = e->boot ^ (uint64_t) i;
+        rank[i].epoch = e->epoch[i];
         rank[i].blocks_total = 1024;
         rank[i].blocks_free = 1024 - (rank[i].running > 1024
                                       ? 1024 : rank[i].running);

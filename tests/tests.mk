@@ -60,6 +60,7 @@ check: deps-check
 
 check-unit: tests
 	@set -e; for t in $(UNIT_BIN); do echo "== $${t##*/}"; $$t; done
+	$(BUILD)/tests/bench/bench_route --talks 2000 --check
 
 check-tokenizer: tests npm
 	tests/tokenizer/check.sh $(BUILD)/tests/tok_tool $(or $(COUNT),20000)
@@ -154,4 +155,5 @@ bench: all tests
 	    || $(PY) tests/reference/make_checkpoint.py --style bench --seed 1 \
 	        $(BUILD)/checkpoints/bench
 	$(BUILD)/llm-engine bench --model $(BUILD)/checkpoints/bench
+	$(BUILD)/tests/bench/bench_route
 	BUILD=$(abspath $(BUILD)) tests/bench/front.pl

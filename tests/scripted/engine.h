@@ -42,12 +42,18 @@ typedef struct {
     int             hangs;
     chan_board_t   *board;
     uint64_t        boot, step, accepted, tokens, n_lanes;
+    uint64_t        epoch[CHAN_RANKS_MAX];
     int64_t         start, now;          /* us */
     lane_t          lane[LANES_MAX];
     request_t      *requests;            /* oldest first */
     uint64_t        buf[CHAN_RECORD_MAX / 8];
     uint8_t         delta[CHAN_RECORD_MAX];
 } engine_t;
+
+
+/* scripted_engine.c */
+
+void publish(engine_t *e);
 
 
 /* lane.c: connections, and records from and to workers */

@@ -54,6 +54,7 @@ script_init(script_t *s)
     s->tags = -1;
     s->prompt_tokens = -1;
     s->rank = -1;
+    s->evict = -1;
 }
 
 
@@ -170,6 +171,9 @@ script_word(script_t *s, const char *word, size_t len, int apply)
         { "tags", &s->tags, NULL },
         { "prompt_tokens", &s->prompt_tokens, NULL },
         { "rank", &s->rank, NULL },
+        { "evict", &s->evict, NULL },
+        { "log", &s->log, NULL },
+        { "epoch", &s->epoch, NULL },
         { "finish", &s->finish, script_reasons },
         { "error", &s->error, script_errors },
         { "corrupt", &s->corrupt, script_corruptions },

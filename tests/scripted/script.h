@@ -15,6 +15,10 @@
  *     delay=MS        wait between tokens
  *     finish=R        stop or length
  *     cached=N tags=N prompt_tokens=N rank=N     what ACCEPTED says
+ *     evict=N         before FINISH the request's tags from number N (0 is the
+ *                     first) on leave its rank's cache: eviction log
+ *     log=N           before FINISH N records for a tag that nobody has
+ *     epoch=N         before FINISH its rank's epoch goes up by N
  *     error=E         instead of ACCEPTED: invalid, length, template, model,
  *                     queue, timeout, shutdown or internal; with
  *                     param=NAME message=T retry=SECONDS
@@ -50,6 +54,8 @@ typedef struct {
     int64_t  fail_after, die_after, hang_after;      /* -1: never */
     int64_t  corrupt, corrupt_after;
     int64_t  cached, tags, prompt_tokens, rank;      /* -1: as it is */
+    int64_t  evict;              /* -1: nothing */
+    int64_t  log, epoch;
     char     param[64];
     char     message[200];
     char    *text;               /* malloc'd, or NULL */

@@ -29,7 +29,7 @@ send_accepted(engine_t *e, request_t *r)
     a.cached_tokens = r->script.cached > 0 ? (uint32_t) r->script.cached : 0;
     a.tags_matched = r->script.tags > 0 ? (uint32_t) r->script.tags : 0;
     a.rank = r->rank;
-    a.rank_epoch = e->boot ^ r->rank;
+    a.rank_epoch = e->epoch[r->rank];
     a.seed = r->seed;
 
     rc = lane_write(r->lane, CHAN_ACCEPTED, r->id, &a, sizeof(a));
@@ -39,7 +39,8 @@ send_accepted(engine_t *e, request_t *r)
         r->accepted = e->now;
         r->due = e->now + r->script.prefill * 1000;
         e->accepted++;
-        log_event(e, "accepted", r, "rank=%u", r->rank);
+        log_event(e, "accepted", r, "rank=%u epoch=%" PRIx64, r->rank,
+                  a.rank_epoch);
     }
 
     return rc;

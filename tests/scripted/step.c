@@ -16,6 +16,8 @@ static void advance(engine_t *e, request_t *r, int64_t *next);
 static int more_to_echo(request_t *r);
 static int incident(engine_t *e, request_t *r);
 static void corrupt(engine_t *e, request_t *r);
+static int end(engine_t *e, request_t *r);
+static void forget(engine_t *e, request_t *r);
 
 
 int
@@ -276,7 +278,7 @@ advance(engine_t *e, request_t *r, int64_t *next)
         r->due = e->now + r->script.delay * 1000;
 
     } else {
-        rc = send_finish(e, r, r->reason);
+        rc = end(e, r);
     }
 
     if (rc == CHAN_OK && r->pos >= r->n_total && r->state == REQ_RUNS
@@ -284,11 +286,60 @@ advance(engine_t *e, request_t *r, int64_t *next)
         && r->script.die_after < 0 && r->script.corrupt == 0
         && !more_to_echo(r))
     {
-        rc = send_finish(e, r, r->reason);
+        rc = end(e, r);
     }
 
     if (rc == CHAN_OK && r->state == REQ_RUNS) {
         note(next, r->due);
+    }
+}
+
+
+/* What the script does to the cache is on the board before FINISH. */
+
+static int
+end(engine_t *e, request_t *r)
+{
+    if (r->script.evict >= 0) {
+        forget(e, r);
+        r->script.evict = -1;
+    }
+
+    for ( /* void */ ; r->script.log > 0; r->script.log--) {
+        (void) chan_board_evict(e->board, r->rank, 0);
+    }
+
+    if (r->script.epoch > 0) {
+        e->epoch[r->rank] += (uint64_t) r->script.epoch;
+        r->script.epoch = 0;
+        publish(e);
+    }
+
+    return send_finish(e, r, r->reason);
+}
+
+
+static void
+forget(engine_t *e, request_t *r)
+{
+    size_t          off, i;
+    chan_tag_t      tag;
+    chan_section_t  sec;
+
+    off = 0;
+
+    while (chan_body_next(r->body, r->have, &off, &sec) == CHAN_OK) {
+
+        if (sec.kind != CHAN_SEC_TAGS) {
+            continue;
+        }
+
+        for (i = (size_t) r->script.evict * sizeof(tag); i < sec.size;
+             i += sizeof(tag))
+        {
+            memcpy(&tag, sec.data + i, sizeof(tag));
+            (void) chan_board_evict(e->board, r->rank, tag.tag);
+        }
     }
 }
 
