@@ -116,7 +116,8 @@ cli_kv_blocks(cli_stack_t *st, const cli_engine_t *cli, char *err)
 {
     uint64_t  want, have, memory;
 
-    st->block_size = model_kv_block_size(st->model, st->opt.compute);
+    st->block_size = model_kv_block_size(st->model, st->opt.compute,
+                                         st->opt.mtp);
 
     want = (uint64_t) cli->max_batch * ((st->max_context + 63) / 64);
 

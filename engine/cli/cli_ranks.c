@@ -35,10 +35,13 @@ struct cli_ranks_s {
     uint64_t              round;     /* of work handed out */
     uint32_t              busy;
     int                   stop;
+    int                   draft;     /* this round is one */
     const cli_step_t     *step;
 };
 
 
+static int cli_ranks_round(cli_ranks_t *r, const cli_step_t *step, int draft,
+    char *err);
 static int cli_ranks_exchange(cli_ranks_t *r, char *err);
 static int cli_ranks_wait(cli_ranks_t *r, char *err);
 static void cli_ranks_done(cli_ranks_t *r);
@@ -188,9 +191,24 @@ cli_ranks_close(cli_ranks_t *r)
 int
 cli_ranks_step(cli_ranks_t *r, const cli_step_t *step, char *err)
 {
+    return cli_ranks_round(r, step, 0, err);
+}
+
+
+int
+cli_ranks_draft(cli_ranks_t *r, const cli_step_t *step, char *err)
+{
+    return cli_ranks_round(r, step, 1, err);
+}
+
+
+static int
+cli_ranks_round(cli_ranks_t *r, const cli_step_t *step, int draft, char *err)
+{
     pthread_mutex_lock(&r->lock);
 
     r->step = step;
+    r->draft = draft;
     r->busy = r->opt.ranks;
     r->round++;
     pthread_cond_broadcast(&r->go);
@@ -240,6 +258,7 @@ cli_ranks_done(cli_ranks_t *r)
 static void *
 cli_rank_main(void *arg)
 {
+    int                draft;
     uint64_t           round;
     cli_rank_t        *rank;
     cli_ranks_t       *r;
@@ -266,10 +285,18 @@ cli_rank_main(void *arg)
 
         round = r->round;
         step = &r->step[rank->index];
+        draft = r->draft;
         pthread_mutex_unlock(&r->lock);
 
-        rank->rc = model_step(rank->mr, &step->batch, step->logit_row,
-                              step->n_logits, step->logits, rank->err);
+        if (draft) {
+            rank->rc = model_draft(rank->mr, &step->batch, step->from,
+                                   step->pass, step->logit_row,
+                                   step->n_logits, step->logits, rank->err);
+
+        } else {
+            rank->rc = model_step(rank->mr, &step->batch, step->logit_row,
+                                  step->n_logits, step->logits, rank->err);
+        }
 
         pthread_mutex_lock(&r->lock);
         cli_ranks_done(r);
@@ -305,6 +332,7 @@ cli_rank_open(cli_rank_t *rank)
     opt.max_rows = r->opt.max_rows;
     opt.max_logits = r->opt.max_logits;
     opt.kv_blocks = r->opt.kv_blocks;
+    opt.mtp = r->opt.mtp;
 
     rank->mr = model_rank_open(r->model, rank->be, rank->ex, r->map, &opt,
                                rank->err);

@@ -20,17 +20,20 @@ typedef struct {
     uint32_t     max_rows;           /* of a step and rank */
     uint32_t     max_logits;
     uint32_t     kv_blocks;          /* of each rank */
+    int          mtp;                /* cli_ranks_draft() will be called */
     uint32_t     timeout_ms;         /* of the exchange, 0: none */
     uint32_t     redundant;          /* slots of experts beyond one each */
 } cli_ranks_options_t;
 
-/* What one rank computes in a step; n_rows may be 0. */
+/* What one rank computes in a step, or drafts; n_rows may be 0. */
 
 typedef struct {
     be_batch_t       batch;
     const uint32_t  *logit_row;
     uint32_t         n_logits;
     float           *logits;         /* [n_logits][vocab] */
+    const uint32_t  *from;           /* of a draft, see model_draft() */
+    uint32_t         pass;
 } cli_step_t;
 
 typedef struct cli_ranks_s  cli_ranks_t;
@@ -43,6 +46,7 @@ void cli_ranks_close(cli_ranks_t *r);
 
 /* `step` has one entry a rank.  0, or -1 with the first rank's reason. */
 int cli_ranks_step(cli_ranks_t *r, const cli_step_t *step, char *err);
+int cli_ranks_draft(cli_ranks_t *r, const cli_step_t *step, char *err);
 
 model_rank_t *cli_ranks_rank(cli_ranks_t *r, uint32_t rank);
 be_t *cli_ranks_backend(cli_ranks_t *r, uint32_t rank);

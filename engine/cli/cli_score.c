@@ -5,6 +5,10 @@
  * string, which is tokenised and gets a BOS where the model wants one.  The
  * output has one JSON array a line: null for the first token, then the
  * natural logarithm of each next token's probability.
+ *
+ * With --mtp it is the multi-token prediction layer that is asked: for each
+ * token from the third, its probability after the one before it and the
+ * model's state at the one before that.
  */
 
 #include <errno.h>
@@ -23,7 +27,7 @@
 typedef struct {
     int32_t  *id;
     size_t    n;
-    float    *logprob;               /* [n], the first unused */
+    float    *logprob;               /* [n], the first ones unused */
 } score_line_t;
 
 typedef struct {
@@ -31,6 +35,7 @@ typedef struct {
     const char       *ids;           /* files */
     const char       *text;
     uint32_t          chunk;
+    int               mtp;
     model_t          *model;
     tok_t            *tok;
     cli_ranks_t      *ranks;
@@ -49,6 +54,7 @@ typedef struct {
     uint32_t         *pos;           /* [ranks][chunk] */
     uint32_t         *seq;           /* zeros */
     uint32_t         *row;           /* 0 … chunk - 1 */
+    uint32_t          first;         /* position that has MTP keys */
     float            *logits;        /* [ranks][chunk][vocab] */
 } score_t;
 
@@ -65,9 +71,10 @@ static int score_all(score_t *s);
 static int score_group(score_t *s, size_t first, size_t n);
 static void score_rank(score_t *s, uint32_t rank, score_line_t *line,
     size_t done);
+static void score_draft(score_t *s, uint32_t rank);
 static void score_keep(score_t *s, uint32_t rank, score_line_t *line,
     size_t done);
-static void score_print(const score_line_t *line);
+static void score_print(const score_line_t *line, size_t unknown);
 static void score_close(score_t *s);
 
 
@@ -85,6 +92,8 @@ cli_score(int argc, char **argv)
         { "text", "FILE", CLI_STRING, &s.text, "lines of strings" },
         { "chunk", "N", CLI_UINT, &s.chunk,
           "tokens of a step and rank (default: --prefill-chunk)", 1, 65536 },
+        { "mtp", NULL, CLI_FLAG, &s.mtp,
+          "of the multi-token prediction layer instead" },
         { NULL }
     };
 
@@ -370,6 +379,8 @@ score_scratch(score_t *s)
     opt.max_rows = s->chunk;
     opt.max_logits = s->chunk;
     opt.kv_blocks = s->n_blocks;
+    opt.mtp = s->mtp;
+    s->first = 1;
 
     s->ranks = cli_ranks_open(s->model, &opt, err);
 
@@ -479,13 +490,22 @@ score_group(score_t *s, size_t first, size_t n)
             return -1;
         }
 
+        for (i = 0; s->mtp && i < s->opt.ranks; i++) {
+            score_draft(s, i);
+        }
+
+        if (s->mtp && cli_ranks_draft(s->ranks, s->step, err) != 0) {
+            cli_error("%s", err);
+            return -1;
+        }
+
         for (i = 0; i < n; i++) {
             score_keep(s, i, &line[i], done);
         }
     }
 
     for (i = 0; i < n; i++) {
-        score_print(&line[i]);
+        score_print(&line[i], s->mtp ? 2 : 1);
         free(line[i].logprob);
         line[i].logprob = NULL;
     }
@@ -533,10 +553,31 @@ score_rank(score_t *s, uint32_t rank, score_line_t *line, size_t done)
 }
 
 
+/* The same rows, each with the token that follows. */
+
+static void
+score_draft(score_t *s, uint32_t rank)
+{
+    uint32_t     i, *pos;
+    cli_step_t  *step;
+
+    step = &s->step[rank];
+    pos = s->pos + (size_t) rank * s->chunk;
+
+    for (i = 0; i < step->batch.n_rows; i++) {
+        pos[i]++;
+    }
+
+    step->batch.id++;
+    step->batch.first = &s->first;
+    step->from = s->row;
+}
+
+
 static void
 score_keep(score_t *s, uint32_t rank, score_line_t *line, size_t done)
 {
-    size_t             vocab;
+    size_t             vocab, at;
     uint32_t           i;
     const cli_step_t  *step;
 
@@ -544,25 +585,31 @@ score_keep(score_t *s, uint32_t rank, score_line_t *line, size_t done)
     vocab = model_config(s->model)->vocab;
 
     for (i = 0; i < step->n_logits; i++) {
-        line->logprob[done + i + 1] = sample_logprob(s->sample,
-            step->logits + i * vocab, line->id[done + i + 1], NULL, 0);
+        at = done + i + (s->mtp ? 2 : 1);
+
+        if (at < line->n) {
+            line->logprob[at] = sample_logprob(s->sample,
+                step->logits + i * vocab, line->id[at], NULL, 0);
+        }
     }
 }
 
 
 static void
-score_print(const score_line_t *line)
+score_print(const score_line_t *line, size_t unknown)
 {
     size_t  i;
 
     putchar('[');
 
     for (i = 0; i < line->n; i++) {
-        if (i == 0) {
+        fputs(i > 0 ? ", " : "", stdout);
+
+        if (i < unknown) {
             fputs("null", stdout);
 
         } else {
-            printf(", %.9g", line->logprob[i]);
+            printf("%.9g", line->logprob[i]);
         }
     }
 

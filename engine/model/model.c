@@ -123,14 +123,14 @@ model_created(const model_t *model)
 
 
 size_t
-model_kv_block_size(const model_t *model, be_dtype_t compute)
+model_kv_block_size(const model_t *model, be_dtype_t compute, int mtp)
 {
     const model_config_t  *c;
 
     c = &model->config;
 
-    return (size_t) c->layers * BE_BLOCK * (c->mla.kv_lora + c->mla.rope)
-           * (compute == BE_BF16 ? 2 : 4);
+    return (size_t) (c->layers + (mtp != 0)) * BE_BLOCK
+           * (c->mla.kv_lora + c->mla.rope) * (compute == BE_BF16 ? 2 : 4);
 }
 
 

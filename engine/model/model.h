@@ -74,6 +74,7 @@ typedef struct {
     uint32_t  max_rows;              /* of one step on this rank */
     uint32_t  max_logits;            /* rows of logits of one step */
     uint32_t  kv_blocks;             /* of this rank */
+    int       mtp;                   /* model_draft() may be called */
 } model_rank_options_t;
 
 /*
@@ -91,8 +92,11 @@ uint64_t model_fingerprint(const model_t *model);
 /* UNIX time of config.json. */
 uint64_t model_created(const model_t *model);
 
-/* Bytes of one KV block of all layers in a compute mode. */
-size_t model_kv_block_size(const model_t *model, be_dtype_t compute);
+/*
+ * Bytes of one KV block of all layers in a compute mode, of ranks opened with
+ * `mtp` or without.
+ */
+size_t model_kv_block_size(const model_t *model, be_dtype_t compute, int mtp);
 
 /* Operations: a multiplication and an addition are two. */
 void model_cost(const model_t *model, be_dtype_t compute,
@@ -120,6 +124,26 @@ be_kv_t *model_rank_kv(model_rank_t *mr);
  */
 int model_step(model_rank_t *mr, const be_batch_t *batch,
     const uint32_t *logit_row, uint32_t n_logits, float *logits, char *err);
+
+/*
+ * Whether the steps that follow keep what model_draft() works on; all ranks
+ * alike.  That costs the last layer of rows without logits.  As opened: `mtp`.
+ */
+void model_keep(model_rank_t *mr, int keep);
+
+/*
+ * The multi-token prediction layer: from the hidden state at a position and
+ * the token that follows, logits of the one after that.  A row of `batch` is
+ * that token at its own position, which must be above 0, and `from` says where
+ * the state of the position before it is: in pass 0 the row of the last step,
+ * in pass n the index of the row of logits of pass n - 1, so that each pass
+ * drafts one token more.  Its KV is the layer's own, in the same blocks;
+ * `batch->first` says since which position a sequence has it.  Logits as in
+ * model_step(), and collective like that.  0, or -1 with the reason in `err`.
+ */
+int model_draft(model_rank_t *mr, const be_batch_t *batch,
+    const uint32_t *from, uint32_t pass, const uint32_t *logit_row,
+    uint32_t n_logits, float *logits, char *err);
 
 /*
  * Adds this rank's rows that each expert of a MoE layer got since the start,

@@ -10,46 +10,25 @@
 #include "model/model_rank.h"
 
 
-/* What the layers work on: all rows, or in the end those that give logits. */
-
-typedef struct {
-    const be_batch_t  *batch;
-    uint32_t           rows;
-    float             *x;
-    float             *h;
-} forward_t;
-
-
-static int forward_check(const model_rank_t *mr, const be_batch_t *batch,
-    const uint32_t *logit_row, uint32_t n_logits, char *err);
-static void forward_cache(model_rank_t *mr, uint32_t layer,
-    const forward_t *f);
 static void forward_attend(model_rank_t *mr, uint32_t layer,
-    const forward_t *f);
-static int forward_moe(model_rank_t *mr, uint32_t layer, const forward_t *f,
-    char *err);
+    const model_rows_t *f);
+static int forward_moe(model_rank_t *mr, uint32_t layer,
+    const model_rows_t *f, char *err);
 static void forward_count(model_rank_t *mr, model_rank_layer_t *l, size_t n);
-static void forward_narrow(model_rank_t *mr, forward_t *f, be_batch_t *last,
-    const uint32_t *logit_row, uint32_t n_logits);
-static void forward_head(model_rank_t *mr, const forward_t *f, float *logits);
+static void forward_end(model_rank_t *mr, const model_rows_t *f,
+    const uint32_t *logit_row, uint32_t n_logits, float *logits);
 
 
 int
 model_step(model_rank_t *mr, const be_batch_t *batch,
     const uint32_t *logit_row, uint32_t n_logits, float *logits, char *err)
 {
-    be_t                      *be;
-    uint32_t                   i, layers;
-    forward_t                  f;
-    be_batch_t                 last;
-    const model_config_t      *c;
-    const model_rank_layer_t  *l;
+    uint32_t       i, layers;
+    model_rows_t   f;
 
-    be = mr->be;
-    c = &mr->model->config;
-    layers = c->layers;
+    layers = mr->model->config.layers;
 
-    if (forward_check(mr, batch, logit_row, n_logits, err) != 0) {
+    if (model_rows_check(mr, batch, logit_row, n_logits, err) != 0) {
         mr->ex->abort(mr->ex);
         return -1;
     }
@@ -60,48 +39,35 @@ model_step(model_rank_t *mr, const be_batch_t *batch,
     f.h = mr->h;
 
     if (f.rows > 0) {
-        be->embed(be, mr->embed, batch, f.x);
+        mr->be->embed(mr->be, mr->embed, batch, f.x);
     }
 
     for (i = 0; i < layers; i++) {
-        l = &mr->layer[i];
-
-        if (f.rows > 0) {
-            be->norm(be, l->in_norm, c->eps, f.x, f.rows, c->hidden, f.h);
-            forward_cache(mr, i, &f);
-        }
+        model_layer_keys(mr, i, &f);
 
         /* with its keys stored, a row without logits is done */
 
-        if (i == layers - 1 && n_logits < f.rows) {
-            forward_narrow(mr, &f, &last, logit_row, n_logits);
+        if (i == layers - 1 && n_logits < f.rows && !mr->keep) {
+            model_rows_narrow(mr, &f, logit_row, n_logits);
         }
 
-        if (f.rows > 0) {
-            forward_attend(mr, i, &f);
-            be->norm(be, l->post_norm, c->eps, f.x, f.rows, c->hidden, f.h);
-        }
-
-        if (l->gate != NULL) {
-            if (forward_moe(mr, i, &f, err) != 0) {
-                return -1;
-            }
-
-        } else if (f.rows > 0) {
-            be->mlp_add(be, &l->mlp, f.h, f.rows, f.x);
+        if (model_layer_rest(mr, i, &f, err) != 0) {
+            return -1;
         }
     }
 
+    mr->n_kept = 0;
+
     if (f.rows > 0) {
-        forward_head(mr, &f, logits);
+        forward_end(mr, &f, logit_row, n_logits, logits);
     }
 
     return 0;
 }
 
 
-static int
-forward_check(const model_rank_t *mr, const be_batch_t *batch,
+int
+model_rows_check(const model_rank_t *mr, const be_batch_t *batch,
     const uint32_t *logit_row, uint32_t n_logits, char *err)
 {
     uint32_t  i, vocab;
@@ -141,8 +107,8 @@ forward_check(const model_rank_t *mr, const be_batch_t *batch,
 }
 
 
-static void
-forward_cache(model_rank_t *mr, uint32_t layer, const forward_t *f)
+void
+model_layer_keys(model_rank_t *mr, uint32_t layer, const model_rows_t *f)
 {
     be_t                      *be;
     const model_config_t      *c;
@@ -152,14 +118,48 @@ forward_cache(model_rank_t *mr, uint32_t layer, const forward_t *f)
     c = &mr->model->config;
     l = &mr->layer[layer];
 
+    if (f->rows == 0) {
+        return;
+    }
+
+    be->norm(be, l->in_norm, c->eps, f->x, f->rows, c->hidden, f->h);
     be->linear(be, l->kv_a, f->h, f->rows, mr->kva);
     be->mla_cache(be, mr->kv, layer, &c->mla, &mr->rope, l->kv_a_norm, c->eps,
                   mr->kva, f->batch);
 }
 
 
+int
+model_layer_rest(model_rank_t *mr, uint32_t layer, const model_rows_t *f,
+    char *err)
+{
+    be_t                      *be;
+    const model_config_t      *c;
+    const model_rank_layer_t  *l;
+
+    be = mr->be;
+    c = &mr->model->config;
+    l = &mr->layer[layer];
+
+    if (f->rows > 0) {
+        forward_attend(mr, layer, f);
+        be->norm(be, l->post_norm, c->eps, f->x, f->rows, c->hidden, f->h);
+    }
+
+    if (l->gate != NULL) {
+        return forward_moe(mr, layer, f, err);
+    }
+
+    if (f->rows > 0) {
+        be->mlp_add(be, &l->mlp, f->h, f->rows, f->x);
+    }
+
+    return 0;
+}
+
+
 static void
-forward_attend(model_rank_t *mr, uint32_t layer, const forward_t *f)
+forward_attend(model_rank_t *mr, uint32_t layer, const model_rows_t *f)
 {
     be_t                      *be;
     const model_config_t      *c;
@@ -190,7 +190,8 @@ forward_attend(model_rank_t *mr, uint32_t layer, const forward_t *f)
 /* Collective: without rows of its own a rank still serves its experts. */
 
 static int
-forward_moe(model_rank_t *mr, uint32_t layer, const forward_t *f, char *err)
+forward_moe(model_rank_t *mr, uint32_t layer, const model_rows_t *f,
+    char *err)
 {
     be_t                *be;
     ep_send_t            send;
@@ -260,8 +261,8 @@ forward_count(model_rank_t *mr, model_rank_layer_t *l, size_t n)
 }
 
 
-static void
-forward_narrow(model_rank_t *mr, forward_t *f, be_batch_t *last,
+void
+model_rows_narrow(model_rank_t *mr, model_rows_t *f,
     const uint32_t *logit_row, uint32_t n_logits)
 {
     be_t      *be;
@@ -281,31 +282,63 @@ forward_narrow(model_rank_t *mr, forward_t *f, be_batch_t *last,
         be->gather(be, f->h, logit_row, n_logits, hidden, mr->last_h);
     }
 
-    *last = *f->batch;
-    last->n_rows = n_logits;
-    last->id = mr->last_id;
-    last->pos = mr->last_pos;
-    last->seq = mr->last_seq;
+    f->last = *f->batch;
+    f->last.n_rows = n_logits;
+    f->last.id = mr->last_id;
+    f->last.pos = mr->last_pos;
+    f->last.seq = mr->last_seq;
 
-    f->batch = last;
+    f->batch = &f->last;
     f->rows = n_logits;
     f->x = mr->last_x;
     f->h = mr->last_h;
 }
 
 
+/* The final norm, of all rows if they are kept, and the head. */
+
 static void
-forward_head(model_rank_t *mr, const forward_t *f, float *logits)
+forward_end(model_rank_t *mr, const model_rows_t *f,
+    const uint32_t *logit_row, uint32_t n_logits, float *logits)
 {
     be_t                  *be;
+    float                 *h;
     const model_config_t  *c;
 
     be = mr->be;
     c = &mr->model->config;
+    h = mr->keep ? mr->kept : f->h;
 
-    be->norm(be, mr->norm, c->eps, f->x, f->rows, c->hidden, f->h);
-    be->linear(be, mr->head, f->h, f->rows, mr->logits);
+    be->norm(be, mr->norm, c->eps, f->x, f->rows, c->hidden, h);
+
+    if (mr->keep) {
+        mr->n_kept = f->rows;
+
+        if (n_logits < f->rows) {
+            be->gather(be, h, logit_row, n_logits, c->hidden, mr->last_h);
+            h = mr->last_h;
+        }
+    }
+
+    model_head(mr, h, n_logits, logits);
+}
+
+
+void
+model_head(model_rank_t *mr, const float *h, uint32_t rows, float *logits)
+{
+    be_t      *be;
+    uint32_t   vocab;
+
+    be = mr->be;
+    vocab = mr->model->config.vocab;
+
+    if (rows == 0) {
+        return;
+    }
+
+    be->linear(be, mr->head, h, rows, mr->logits);
     be->download(be, logits, mr->logits,
-                 (size_t) f->rows * c->vocab * sizeof(float));
+                 (size_t) rows * vocab * sizeof(float));
     be->sync(be);
 }

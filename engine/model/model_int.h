@@ -13,6 +13,7 @@
  *     model_rank.c         one rank: its weights and its memory
  *     model_place.c        its experts of one layer, and others in their stead
  *     model_forward.c      the graph
+ *     model_mtp.c          the graph of the multi-token prediction layer
  *     model_cost.c         what a token costs
  */
 
@@ -59,6 +60,15 @@ typedef struct {
     uint32_t  experts;               /* the first of experts x 3 */
 } model_layer_t;
 
+/* What a multi-token prediction layer has besides. */
+
+typedef struct {
+    uint32_t  enorm;
+    uint32_t  hnorm;
+    uint32_t  eh_proj;
+    uint32_t  norm;                  /* before the head */
+} model_mtp_t;
+
 /*
  * Weights made for one kind of backend.  A rank that needs an item which
  * nobody has begun makes it; others wait for it.
@@ -80,6 +90,7 @@ struct model_s {
     uint32_t          norm;
     uint32_t          head;
     model_layer_t    *layer;         /* [layers + mtp_layers] */
+    model_mtp_t       mtp;           /* of the first of those */
     void            **kept;          /* scales that were not aligned */
     uint32_t          n_kept;
 

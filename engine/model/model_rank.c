@@ -21,6 +21,7 @@ static int rank_mlp(model_rank_t *mr, be_mlp_t *mlp, const uint32_t *item,
     char *err);
 static int rank_get(model_rank_t *mr, uint32_t item, void *p, char *err);
 static int rank_scratch(model_rank_t *mr, char *err);
+static int rank_scratch_mtp(model_rank_t *mr, char *err);
 static float *rank_rows(model_rank_t *mr, size_t rows, size_t dim, int *rc);
 
 
@@ -44,13 +45,15 @@ model_rank_open(model_t *model, be_t *be, ep_exchange_t *ex,
     mr->be = be;
     mr->ex = ex;
     mr->opt = *opt;
+    mr->n_layers = c->layers + (opt->mtp != 0);
+    mr->keep = (opt->mtp != 0);
 
     if (rank_check(mr, ep_map_placement(map), err) != 0) {
         goto failed;
     }
 
-    mr->layer = calloc(c->layers, sizeof(model_rank_layer_t));
-    mr->load = calloc((size_t) c->layers * c->gate.experts,
+    mr->layer = calloc(mr->n_layers, sizeof(model_rank_layer_t));
+    mr->load = calloc((size_t) mr->n_layers * c->gate.experts,
                       sizeof(*mr->load));
     mr->freq = calloc(c->mla.rope / 2, sizeof(float));
 
@@ -59,7 +62,7 @@ model_rank_open(model_t *model, be_t *be, ep_exchange_t *ex,
         goto failed;
     }
 
-    for (i = 0; i < c->layers; i++) {
+    for (i = 0; i < mr->n_layers; i++) {
         mr->layer[i].load = mr->load + (size_t) i * c->gate.experts;
     }
 
@@ -71,12 +74,13 @@ model_rank_open(model_t *model, be_t *be, ep_exchange_t *ex,
     mr->pool = model_pool_join(model, be, err);
 
     if (mr->pool == NULL || rank_weights(mr, map, err) != 0
-        || rank_scratch(mr, err) != 0)
+        || rank_scratch(mr, err) != 0
+        || (opt->mtp && rank_scratch_mtp(mr, err) != 0))
     {
         goto failed;
     }
 
-    mr->kv = be->kv_open(be, c->layers, opt->kv_blocks, &c->mla, err);
+    mr->kv = be->kv_open(be, mr->n_layers, opt->kv_blocks, &c->mla, err);
     if (mr->kv == NULL) {
         goto failed;
     }
@@ -112,12 +116,16 @@ model_rank_close(model_rank_t *mr)
     rank_free(be, mr->last_x);
     rank_free(be, mr->last_h);
     rank_free(be, mr->logits);
+    rank_free(be, mr->kept);
+    rank_free(be, mr->drafted);
+    rank_free(be, mr->half);
+    rank_free(be, mr->pair);
 
     if (mr->kv != NULL) {
         be->kv_free(be, mr->kv);
     }
 
-    for (i = 0; mr->layer != NULL && i < mr->model->config.layers; i++) {
+    for (i = 0; mr->layer != NULL && i < mr->n_layers; i++) {
         model_place_close(mr, be, i, &mr->layer[i].place);
     }
 
@@ -130,6 +138,7 @@ model_rank_close(model_rank_t *mr)
     free(mr->last_id);
     free(mr->last_pos);
     free(mr->last_seq);
+    free(mr->pair_row);
     free(mr->layer);
     free(mr->load);
     free(mr->freq);
@@ -183,6 +192,12 @@ rank_check(const model_rank_t *mr, const ep_placement_t *p, char *err)
         return model_error(err, "a rank needs rows, logits and KV blocks");
     }
 
+    if (mr->opt.mtp && mr->model->config.mtp_layers == 0) {
+        return model_error(err, "%.250s: the checkpoint has no multi-token "
+                           "prediction layer, which is what drafts",
+                           mr->model->dir);
+    }
+
     return 0;
 }
 
@@ -203,7 +218,7 @@ rank_weights(model_rank_t *mr, const ep_map_t *map, char *err)
         return -1;
     }
 
-    for (i = 0; i < model->config.layers; i++) {
+    for (i = 0; i < mr->n_layers; i++) {
         if (rank_layer(mr, i, err) != 0
             || (model->layer[i].experts != MODEL_NONE
                 && model_place_open(mr, mr->be, i, map, &mr->layer[i].place,
@@ -211,6 +226,15 @@ rank_weights(model_rank_t *mr, const ep_map_t *map, char *err)
         {
             return -1;
         }
+    }
+
+    if (mr->opt.mtp
+        && (rank_get(mr, model->mtp.enorm, &mr->enorm, err) != 0
+            || rank_get(mr, model->mtp.hnorm, &mr->hnorm, err) != 0
+            || rank_get(mr, model->mtp.eh_proj, &mr->eh_proj, err) != 0
+            || rank_get(mr, model->mtp.norm, &mr->mtp_norm, err) != 0))
+    {
+        return -1;
     }
 
     return 0;
@@ -228,7 +252,7 @@ rank_prepare(model_rank_t *mr, const ep_placement_t *p, char *err)
     int        rc;
     uint32_t   i, n, layers, *item;
 
-    layers = mr->model->config.layers;
+    layers = mr->n_layers;
 
     item = calloc(16 + (size_t) p->count[mr->ex->rank] * 3,
                   sizeof(uint32_t));
@@ -410,6 +434,30 @@ rank_scratch(model_rank_t *mr, char *err)
     {
         return model_error(err, "no memory for steps of %zu rows and %zu "
                            "rows of logits", rows, last);
+    }
+
+    return 0;
+}
+
+
+static int
+rank_scratch_mtp(model_rank_t *mr, char *err)
+{
+    int     rc;
+    size_t  rows, hidden;
+
+    rows = mr->opt.max_rows;
+    hidden = mr->model->config.hidden;
+    rc = 0;
+
+    mr->kept = rank_rows(mr, rows, hidden, &rc);
+    mr->drafted = rank_rows(mr, mr->opt.max_logits, hidden, &rc);
+    mr->half = rank_rows(mr, 2 * rows, hidden, &rc);
+    mr->pair = rank_rows(mr, 2 * rows, hidden, &rc);
+    mr->pair_row = calloc(2 * rows, sizeof(uint32_t));
+
+    if (rc != 0 || mr->pair_row == NULL) {
+        return model_error(err, "no memory for drafts of %zu rows", rows);
     }
 
     return 0;

@@ -1,5 +1,5 @@
 /*
- * One rank, as model_rank.c prepares it and model_forward.c uses it.
+ * One rank, as model_rank.c prepares it and the graph uses it.
  */
 
 #ifndef MODEL_MODEL_RANK_H
@@ -40,6 +40,9 @@ struct model_rank_s {
     be_t                  *be;
     ep_exchange_t         *ex;
     model_rank_options_t   opt;
+    uint32_t               n_layers; /* with the MTP layer, if it is used */
+    int                    keep;
+    uint32_t               n_kept;   /* rows of `kept` */
     model_pool_t          *pool;
 
     be_kv_t               *kv;
@@ -50,7 +53,11 @@ struct model_rank_s {
     be_weight_t           *embed;
     be_weight_t           *head;
     const float           *norm;
-    model_rank_layer_t    *layer;
+    model_rank_layer_t    *layer;    /* [n_layers] */
+    const float           *enorm;    /* of the MTP layer */
+    const float           *hnorm;
+    const float           *mtp_norm;
+    be_weight_t           *eh_proj;
     atomic_uint_least64_t *load;     /* of all layers */
 
     /* In the backend's memory, for max_rows rows. */
@@ -66,6 +73,10 @@ struct model_rank_s {
     float                 *last_x;   /* of the rows that give logits */
     float                 *last_h;
     float                 *logits;
+    float                 *kept;     /* all rows after the final norm */
+    float                 *drafted;  /* the MTP layer's rows of logits */
+    float                 *half;     /* [2 max_rows][hidden]: embeddings, */
+    float                 *pair;     /* then states; and in pairs */
 
     /* In host memory. */
     int32_t               *expert;   /* [max_rows][top_k] */
@@ -73,8 +84,39 @@ struct model_rank_s {
     int32_t               *last_id;
     uint32_t              *last_pos;
     uint32_t              *last_seq;
+    uint32_t              *pair_row;
 };
 
+/* What the layers work on: all rows, or in the end those that give logits. */
+
+typedef struct {
+    const be_batch_t  *batch;
+    uint32_t           rows;
+    float             *x;
+    float             *h;
+    be_batch_t         last;
+} model_rows_t;
+
+
+/* model_forward.c */
+
+/* Rows, tokens and the order of `logit_row`; 0, or -1. */
+int model_rows_check(const model_rank_t *mr, const be_batch_t *batch,
+    const uint32_t *logit_row, uint32_t n_logits, char *err);
+
+/* A layer: stores the rows' keys; then all the rest of it. */
+void model_layer_keys(model_rank_t *mr, uint32_t layer,
+    const model_rows_t *f);
+int model_layer_rest(model_rank_t *mr, uint32_t layer, const model_rows_t *f,
+    char *err);
+
+/* Leaves the rows that give logits. */
+void model_rows_narrow(model_rank_t *mr, model_rows_t *f,
+    const uint32_t *logit_row, uint32_t n_logits);
+
+/* Logits of normed rows. */
+void model_head(model_rank_t *mr, const float *h, uint32_t rows,
+    float *logits);
 
 /*
  * Makes a place of `layer` as `map` has it, which is copied, beside the one in

@@ -229,26 +229,35 @@ weights_moe(weights_t *w, uint32_t layer)
 }
 
 
-/* Checked, but not used yet.  Embedding and head may be the model's own. */
+/*
+ * Embedding and head, where there are any, are copies of the model's own, and
+ * those are used.  Layers after the first are checked, no more: a published
+ * model has one.
+ */
 
 static void
 weights_mtp(weights_t *w, uint32_t layer)
 {
     char                   name[WEIGHT_NAME];
     uint32_t               i;
+    model_mtp_t            m;
     const model_config_t  *c;
     static const char     *copies[] = { "embed_tokens", "shared_head.head" };
 
     c = &w->model->config;
 
-    (void) weights_floats(w, 1, c->hidden, "model.layers.%u.enorm.weight",
-                          layer);
-    (void) weights_floats(w, 1, c->hidden, "model.layers.%u.hnorm.weight",
-                          layer);
-    (void) weights_matrix(w, c->hidden, 2 * c->hidden,
-                          "model.layers.%u.eh_proj.weight", layer);
-    (void) weights_floats(w, 1, c->hidden,
-                          "model.layers.%u.shared_head.norm.weight", layer);
+    m.enorm = weights_floats(w, 1, c->hidden, "model.layers.%u.enorm.weight",
+                             layer);
+    m.hnorm = weights_floats(w, 1, c->hidden, "model.layers.%u.hnorm.weight",
+                             layer);
+    m.eh_proj = weights_matrix(w, c->hidden, 2 * c->hidden,
+                               "model.layers.%u.eh_proj.weight", layer);
+    m.norm = weights_floats(w, 1, c->hidden,
+                            "model.layers.%u.shared_head.norm.weight", layer);
+
+    if (layer == c->layers) {
+        w->model->mtp = m;
+    }
 
     for (i = 0; i < 2; i++) {
         snprintf(name, sizeof(name), "model.layers.%u.%s.weight", layer,

@@ -11,8 +11,9 @@ lengths, and checks too that ranks, threads and prefill chunks leave every
 digit of the output alone.
 
 The engine is `ENGINE score --model DIR --compute C --ids FILE`, one JSON
-array of ids a line in, one array of log-probabilities out, null first. With
---url a running server is asked instead, through `completions` with
+array of ids a line in, one array of log-probabilities out, null first. A
+model with a multi-token prediction layer is scored a second time with --mtp,
+through that. With --url a running server is asked instead, through `completions` with
 `echo: true, max_tokens: 0`; it must serve MODEL.
 
 What passes:
@@ -88,16 +89,16 @@ VARIANTS = [
 ]
 
 
-def numbers(text, count):
-    """Checks one line of an engine's output."""
+def numbers(text, count, unknown=1):
+    """Checks one line of an engine's output, `unknown` nulls in front."""
     values = text if isinstance(text, list) else json.loads(text)
-    if len(values) != count or (count and values[0] is not None):
+    if len(values) != count or any(v is not None for v in values[:unknown]):
         raise ValueError(f'{len(values)} values for {count} ids, or the '
                          'first is not null')
     if not all(isinstance(v, (int, float)) and math.isfinite(v)
-               for v in values[1:]):
+               for v in values[unknown:]):
         raise ValueError('a value that is no finite number')
-    return np.array(values[1:], float)
+    return np.array(values[unknown:], float)
 
 
 class Program:
@@ -119,11 +120,13 @@ class Program:
             raise ValueError(f'exit status {done.returncode}: {tail[0]}')
         return done.stdout
 
-    def score(self, model, compute, prompts):
-        lines = self.run(model, compute, prompts).splitlines()
+    def score(self, model, compute, prompts, mtp=False):
+        lines = self.run(model, compute, prompts,
+                         ['--mtp'] if mtp else []).splitlines()
         if len(lines) != len(prompts):
             raise ValueError(f'{len(lines)} lines for {len(prompts)} prompts')
-        return [numbers(line, len(ids)) for line, ids in zip(lines, prompts)]
+        return [numbers(line, len(ids), 1 + mtp)
+                for line, ids in zip(lines, prompts)]
 
 
 class Server:
@@ -146,7 +149,7 @@ class Server:
         except urllib.error.HTTPError as e:
             raise ValueError(f'{e.code}: {e.read(300).decode()}') from e
 
-    def score(self, _model, _compute, prompts):
+    def score(self, _model, _compute, prompts, _mtp=False):
         result = []
         for ids in prompts:
             answer = self.ask('/completions', {
@@ -162,9 +165,11 @@ class Truth:
 
     Prompts of 500 random tokens are made until `wanted` of them have no
     margin too small for f32, and some with lengths around a block of 64.
+    With `mtp` the figures are those of the multi-token prediction layer.
     """
 
-    def __init__(self, path, wanted, seed, rounded):
+    def __init__(self, path, wanted, seed, rounded, mtp=False):
+        self.mtp = mtp
         model = reference.Model(path)
         rng = np.random.default_rng([seed, 0x696473])
         self.prompts, self.logprobs, self.margins = [], [], []
@@ -178,16 +183,21 @@ class Truth:
         self.bf16 = 0.0
         if rounded:
             model = reference.Model(path, bf16_inputs=True)
-            rough = [np.array(reference.score(model, ids)['logprobs'][1:])
+            rough = [self.values(reference.score(model, ids, mtp=mtp))
                      for ids in self.prompts]
             self.bf16 = np.abs(differences(rough, self.logprobs)).mean()
 
+    def values(self, scored):
+        if self.mtp:
+            return np.array(scored.get('mtp_logprobs', [])[2:], float)
+        return np.array(scored['logprobs'][1:], float)
+
     def add(self, model, rng, length):
         ids = rng.integers(0, model.config['vocab_size'], length).tolist()
-        scored = reference.score(model, ids)
+        scored = reference.score(model, ids, mtp=self.mtp)
         margins = [scored[name] for name in ('expert_margin', 'group_margin')]
         self.prompts.append(ids)
-        self.logprobs.append(np.array(scored['logprobs'][1:]))
+        self.logprobs.append(self.values(scored))
         self.margins.append(min([m for m in margins if m is not None],
                                 default=np.inf))
         return self.margins[-1]
@@ -207,7 +217,7 @@ def print_row(*cells):
 def judge(name, compute, engine, path, truth):
     """Prints one line of the table, returns whether it passes."""
     try:
-        got = engine.score(path, compute, truth.prompts)
+        got = engine.score(path, compute, truth.prompts, truth.mtp)
     except (ValueError, KeyError, TypeError, OSError,
             subprocess.TimeoutExpired) as e:
         print_row(name, compute, *[''] * 7, f'FAIL: {e}')
@@ -260,6 +270,16 @@ def compare(name, path, args, engine):
             passed &= judge_variants(name, compute, engine, path,
                                      truth.prompts)
     return passed
+
+
+def compare_mtp(name, path, args, engine):
+    with open(os.path.join(path, 'config.json'), encoding='utf-8') as f:
+        if not json.load(f).get('num_nextn_predict_layers'):
+            return True
+    truth = Truth(path, 3 if args.long else 1, args.seed,
+                  'bf16' in args.compute, mtp=True)
+    return all([judge(name + ' mtp', compute, engine, path, truth)
+                for compute in args.compute])
 
 
 def write_model(directory, style, seed, options, fields):
@@ -320,13 +340,17 @@ def main():
     for path in args.models:
         name = os.path.basename(os.path.abspath(path))
         passed &= compare(name, path, args, engine)
+        if isinstance(engine, Program):
+            passed &= compare_mtp(name, path, args, engine)
     if not args.models:
         with tempfile.TemporaryDirectory() as temporary:
             for style, seed, options, fields in \
                     LONG if args.long else QUICK:
                 path = write_model(args.keep or temporary, style, seed,
                                    options, fields)
-                passed &= compare(os.path.basename(path), path, args, engine)
+                name = os.path.basename(path)
+                passed &= compare(name, path, args, engine)
+                passed &= compare_mtp(name, path, args, engine)
     print(f'{"all passed" if passed else "FAILED"} in '
           f'{time.time() - began:.0f} s')
     return 0 if passed else 1

@@ -298,13 +298,11 @@ class Model:
     def mtp_logits(self, h, ids):
         """Logits of t[i + 2] from hidden state i and t[i + 1].
 
-        The hidden state is the model's output after its final norm; the
-        first position's embedding counts as zero.
+        The hidden state is the model's output after its final norm.
         """
         layer = self.config['num_hidden_layers']
         at = f'model.layers.{layer}.'
         embedding = self.weights.get('model.embed_tokens.weight')[ids[1:]]
-        embedding[0] = 0
         h = self.norm(h[:-1], 'model.norm')
         h = self.linear(np.concatenate([self.norm(embedding, at + 'enorm'),
                                         self.norm(h, at + 'hnorm')], -1),

@@ -360,7 +360,7 @@ class Models(unittest.TestCase):
         for i in range(len(ids) - 1):
             embedding = step.weight('model.embed_tokens')[ids[i + 1]]
             z = step.weight(at + 'eh_proj') @ np.concatenate([
-                step.norm(embedding * (i > 0), at + 'enorm'),
+                step.norm(embedding, at + 'enorm'),
                 step.norm(step.norm(h[i], 'model.norm'), at + 'hnorm')])
             z = step.block(z, layer, i)
             z = step.weight(at + 'shared_head.head') @ step.norm(
@@ -446,7 +446,7 @@ class Off:
     def __init__(self, truth, by):
         self.truth, self.by = truth, by
 
-    def score(self, _path, _compute, _prompts):
+    def score(self, _path, _compute, _prompts, _mtp):
         values = [row.copy() for row in self.truth.logprobs]
         values[-1][7] += self.by
         return values

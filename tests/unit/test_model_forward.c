@@ -139,7 +139,7 @@ compute(model_t *model, const char *path, be_dtype_t mode, const way_t *way,
         }
     }
 
-    out->kv_size = model_kv_block_size(model, mode);
+    out->kv_size = model_kv_block_size(model, mode, 0);
     out->kv = calloc(3, out->kv_size);
 
     be_t     *be = cli_ranks_backend(ranks, (uint32_t) way->home);
@@ -427,7 +427,7 @@ test_copied_blocks(void **state)
     be_t  *be[2] = { cli_ranks_backend(ranks, 0),
                      cli_ranks_backend(ranks, 1) };
 
-    kv = malloc(model_kv_block_size(model, BE_BF16));
+    kv = malloc(model_kv_block_size(model, BE_BF16, 0));
     assert_non_null(kv);
 
     for (i = 0; i < 2; i++) {

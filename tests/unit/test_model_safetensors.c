@@ -482,7 +482,10 @@ test_whole(void **state)
     assert_non_null(model);
     assert_int_equal(model_config(model)->mtp_layers, 1);
     print = model_fingerprint(model);
-    assert_int_equal(model_kv_block_size(model, BE_BF16), 3 * 64 * 56 * 2);
+    assert_int_equal(model_kv_block_size(model, BE_BF16, 0),
+                     3 * 64 * 56 * 2);
+    assert_int_equal(model_kv_block_size(model, BE_BF16, 1),
+                     4 * 64 * 56 * 2);
     model_close(model);
 
     model = model_open(d->path, err);
