@@ -149,8 +149,10 @@ print_ranks(void)
 
         printf("%s{\"epoch\":\"%016" PRIx64 "\",\"running\":%" PRIu64
                ",\"waiting\":%" PRIu64 ",\"blocks_total\":%" PRIu64
-               ",\"blocks_free\":%" PRIu64 "}", i == 0 ? "" : ",", r.epoch,
-               r.running, r.waiting, r.blocks_total, r.blocks_free);
+               ",\"blocks_free\":%" PRIu64 ",\"load_max\":%" PRIu64
+               ",\"moves\":%" PRIu64 "}", i == 0 ? "" : ",", r.epoch,
+               r.running, r.waiting, r.blocks_total, r.blocks_free,
+               r.load_max, r.moves);
     }
 
     return 0;

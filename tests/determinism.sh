@@ -1,6 +1,6 @@
 #!/bin/sh
 # The same requests give the same bytes, whatever the batch, the chunking, the
-# ranks and the threads, and when memory is so short that sequences are
+# ranks and the threads, wherever experts move meanwhile, and when memory is so short that sequences are
 # preempted and computed again: greedy with the log-probabilities of prompt and
 # answer, and seeded, through the running engine.
 #
@@ -18,6 +18,7 @@ dir=$(mktemp -d)
 pid=
 trap 'test -z "$pid" || kill -9 $pid 2>/dev/null || :; rm -rf "$dir"' EXIT
 
+options=
 requests=32
 tokens=16
 set=first
@@ -39,9 +40,10 @@ start()
     "$build/llm-engine" serve --model "$model" --socket "$dir/s" \
         --ranks "$1" --threads "$2" --prefill-chunk "$3" --kv-memory "$4" \
         --compute "${COMPUTE:-auto}" ${KERNELS:+--kernels "$KERNELS"} \
+        $options \
         2>"$dir/log" &
     pid=$!
-    what="ranks $1, threads $2, chunk $3, KV $4"
+    what="ranks $1, threads $2, chunk $3, KV $4 $options"
 }
 
 stop()
@@ -93,6 +95,26 @@ for r in $ranks; do
     done
 done
 
+# Experts of each layer move as often as they may, with replicas and without.
+moved=0
+for r in 2 3; do
+    for x in 0 5; do
+        options="--redundant-experts $x --balance-interval 0.02
+                 --balance-gain 0 --log-level info"
+        start "$r" 1 64 64M
+        run 8
+        run 32
+        stop
+        moved=$((moved + $(grep -c 'balance: layer' "$dir/log" || :)))
+    done
+done
+options=
+
+if [ "$moved" -eq 0 ]; then
+    echo "not ok: no experts were moved"
+    exit 1
+fi
+
 # Ten sequences that grow to 3 to 5 blocks each, in 64 MiB and in 14 blocks.
 set=grown
 requests=10
@@ -118,5 +140,6 @@ if cmp -s "$dir/first.greedy" "$dir/first.seeded"; then
 fi
 
 echo "ok: $n runs, ranks $ranks, threads $threads," \
-     "chunks $chunks, $loads at a time, $preempted times preempted:" \
+     "chunks $chunks, $loads at a time, $preempted times preempted," \
+     "experts moved in $moved layers:" \
      "equal bytes"

@@ -72,6 +72,7 @@ typedef struct {
     uint32_t     rank;
     const char  *path;               /* kernel path, NULL: the best there is */
     int          pin;                /* CPU to pin the first thread to, -1 */
+    int          alone;              /* shares no weights with other ranks */
 } be_options_t;
 
 /* The rows of one step on one rank. */
@@ -159,6 +160,13 @@ struct be_s {
     const char  *share;
 
     void (*close)(be_t *be);
+
+    /*
+     * A backend that makes weights for this one, by weight() and weight_t(),
+     * while this one computes: another thread drives it.  It may free this
+     * one's weights, too, and is closed first.  NULL with the reason in `err`.
+     */
+    be_t *(*helper)(be_t *be, char *err);
 
     /* Memory for activations, zeroed, 64-byte aligned; NULL: none left. */
     void *(*alloc)(be_t *be, size_t size);

@@ -90,8 +90,9 @@ typedef struct {
     uint64_t  blocks_total;      /* KV blocks */
     uint64_t  blocks_free;
     uint64_t  tokens_per_sec;
-    uint64_t  load_max;          /* expert load: max / mean * 1000, decayed */
-    uint64_t  reserved;
+    uint64_t  load_max;          /* of its experts, recently: over the ranks'
+                                    mean, * 1000, in the worst layer */
+    uint64_t  moves;             /* experts that came to it, since start */
 } chan_board_rank_t;
 
 typedef struct {

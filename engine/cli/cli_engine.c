@@ -16,6 +16,7 @@
 static uint32_t cli_kv_blocks(cli_stack_t *st, const cli_engine_t *cli,
     char *err);
 static uint64_t cli_free_memory(void);
+static void cli_stack_begin(void *ctx);
 static int cli_stack_step(void *ctx, uint32_t rank, const sched_batch_t *batch,
     const uint32_t *logit_row, uint32_t n_logits, float *logits, char *err);
 
@@ -191,6 +192,7 @@ cli_stack_sched(cli_stack_t *st, const cli_engine_t *cli, sched_options_t *opt)
     opt->eos = conf->eos;
     opt->n_eos = conf->n_eos;
     opt->step = cli_stack_step;
+    opt->begin = cli_stack_begin;
     opt->step_ctx = st;
 
     if (getrandom(&opt->boot, sizeof(opt->boot), 0) != sizeof(opt->boot)) {
@@ -200,6 +202,13 @@ cli_stack_sched(cli_stack_t *st, const cli_engine_t *cli, sched_options_t *opt)
     /* Epochs count up from it. */
     opt->boot |= 1;
     opt->boot &= ~(UINT64_C(1) << 63);
+}
+
+
+static void
+cli_stack_begin(void *ctx)
+{
+    cli_ranks_turn(((cli_stack_t *) ctx)->ranks);
 }
 
 

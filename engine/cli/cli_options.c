@@ -112,6 +112,8 @@ cli_defaults(cli_engine_t *opt)
     opt->log_level = CLI_LOG_NOTICE;
     opt->ranks = 1;
     opt->max_batch = 32;
+    opt->balance_interval = 60;
+    opt->balance_gain = 5;
     opt->prefill_chunk = 256;
     opt->socket = "/run/llm-engine/engine.sock";
     opt->socket_mode = 0600;
@@ -162,6 +164,18 @@ cli_table(cli_parser_t *p, cli_engine_t *opt)
           { "prefill-chunk", "N", CLI_UINT, &opt->prefill_chunk,
             "tokens of a step on each rank, prompts and answers", 1,
             65536 } },
+        { CLI_G_COMPUTE,
+          { "redundant-experts", "N", CLI_UINT, &opt->redundant,
+            "replicas of busy experts in each layer, over all ranks", 0,
+            65536 } },
+        { CLI_G_COMPUTE,
+          { "balance-interval", "SECONDS", CLI_FLOAT, &opt->balance_interval,
+            "how often experts may move to less busy ranks, 0 never", 0,
+            86400 } },
+        { CLI_G_COMPUTE,
+          { "balance-gain", "PERCENT", CLI_FLOAT, &opt->balance_gain,
+            "they move if that relieves the busiest rank by as much", 0,
+            100 } },
         { CLI_G_SERVE,
           { "model-name", "NAME[,ALIAS]", CLI_STRING, &opt->model_name,
             "names the model is served under (default: directory)" } },

@@ -107,6 +107,9 @@ typedef struct {
     uint32_t     max_context;
     uint32_t     max_batch;          /* sequences per rank */
     uint32_t     prefill_chunk;      /* rows of prompt per step and rank */
+    uint32_t     redundant;          /* slots of experts beyond one each */
+    double       balance_interval;   /* seconds; 0: experts stay */
+    double       balance_gain;       /* percent that is worth a move */
 
     /* CLI_G_SERVE */
     const char  *model_name;         /* NAME[,ALIAS…] or NULL */

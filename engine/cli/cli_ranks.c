@@ -9,6 +9,7 @@
 
 #include "cli/cli_ranks.h"
 #include "ep/exchange.h"
+#include "serve/serve.h"
 
 
 typedef struct {
@@ -27,6 +28,7 @@ struct cli_ranks_s {
     model_t              *model;
     cli_ranks_options_t   opt;
     ep_map_t             *map;
+    model_balance_t      *balance;   /* of several ranks */
     cli_rank_t           *rank;
 
     pthread_mutex_t       lock;
@@ -43,6 +45,8 @@ struct cli_ranks_s {
 static int cli_ranks_round(cli_ranks_t *r, const cli_step_t *step, int draft,
     char *err);
 static int cli_ranks_exchange(cli_ranks_t *r, char *err);
+static int cli_ranks_balance(cli_ranks_t *r, char *err);
+static void cli_ranks_log(void *ctx, int bad, const char *text);
 static int cli_ranks_wait(cli_ranks_t *r, char *err);
 static void cli_ranks_done(cli_ranks_t *r);
 static void *cli_rank_main(void *arg);
@@ -103,7 +107,9 @@ cli_ranks_open(model_t *model, const cli_ranks_options_t *opt, char *err)
         r->rank[i].started = 1;
     }
 
-    if (cli_ranks_wait(r, err) != 0) {
+    if (cli_ranks_wait(r, err) != 0
+        || (opt->ranks > 1 && cli_ranks_balance(r, err) != 0))
+    {
         goto failed;
     }
 
@@ -147,6 +153,64 @@ cli_ranks_exchange(cli_ranks_t *r, char *err)
 }
 
 
+static int
+cli_ranks_balance(cli_ranks_t *r, char *err)
+{
+    uint32_t                   i;
+    model_rank_t             **rank;
+    model_balance_options_t    opt;
+
+    rank = calloc(r->opt.ranks, sizeof(model_rank_t *));
+    if (rank == NULL) {
+        snprintf(err, ERR_LEN, "no memory for the balancer");
+        return -1;
+    }
+
+    for (i = 0; i < r->opt.ranks; i++) {
+        rank[i] = r->rank[i].mr;
+    }
+
+    opt.interval = r->opt.interval;
+    opt.gain = r->opt.gain;
+    opt.log = cli_ranks_log;
+    opt.log_ctx = r;
+
+    r->balance = model_balance_open(rank, r->opt.ranks, &opt, err);
+    free(rank);
+
+    return r->balance != NULL ? 0 : -1;
+}
+
+
+static void
+cli_ranks_log(void *ctx, int bad, const char *text)
+{
+    (void) ctx;
+
+    serve_log(bad ? SERVE_WARN : SERVE_INFO, "%s", text);
+}
+
+
+void
+cli_ranks_turn(cli_ranks_t *r)
+{
+    if (r->balance != NULL) {
+        model_balance_turn(r->balance);
+    }
+}
+
+
+void
+cli_ranks_load(const cli_ranks_t *r, uint32_t rank, model_balance_stats_t *st)
+{
+    memset(st, 0, sizeof(model_balance_stats_t));
+
+    if (r->balance != NULL) {
+        model_balance_stats(r->balance, rank, st);
+    }
+}
+
+
 void
 cli_ranks_close(cli_ranks_t *r)
 {
@@ -166,6 +230,8 @@ cli_ranks_close(cli_ranks_t *r)
             pthread_join(r->rank[i].thread, NULL);
         }
     }
+
+    model_balance_close(r->balance);
 
     for (i = 0; r->rank != NULL && i < r->opt.ranks; i++) {
         model_rank_close(r->rank[i].mr);
@@ -205,6 +271,8 @@ cli_ranks_draft(cli_ranks_t *r, const cli_step_t *step, char *err)
 static int
 cli_ranks_round(cli_ranks_t *r, const cli_step_t *step, int draft, char *err)
 {
+    cli_ranks_turn(r);
+
     pthread_mutex_lock(&r->lock);
 
     r->step = step;
@@ -323,6 +391,7 @@ cli_rank_open(cli_rank_t *rank)
     be.rank = rank->index;
     be.path = r->opt.kernels;
     be.pin = -1;
+    be.alone = r->opt.alone;
 
     rank->be = be_open(r->opt.backend, &be, rank->err);
     if (rank->be == NULL) {
@@ -367,6 +436,9 @@ cli_ranks_options(const cli_engine_t *cli, cli_ranks_options_t *opt)
     opt->kernels = cli->kernels;
     opt->ranks = cli->ranks;
     opt->threads = cli->threads;
+    opt->redundant = cli->redundant;
+    opt->interval = cli->balance_interval;
+    opt->gain = cli->balance_gain / 100;
     opt->compute = BE_F32;
 
     best = cli->kernels;

@@ -8,7 +8,7 @@
 
 #include "backend/backend.h"
 #include "cli/cli_options.h"
-#include "model/model.h"
+#include "model/model_balance.h"
 
 
 typedef struct {
@@ -23,6 +23,9 @@ typedef struct {
     int          mtp;                /* cli_ranks_draft() will be called */
     uint32_t     timeout_ms;         /* of the exchange, 0: none */
     uint32_t     redundant;          /* slots of experts beyond one each */
+    double       interval;           /* of the balancer, seconds, 0: none */
+    double       gain;               /* least that is worth a move, 0 … 1 */
+    int          alone;              /* ranks share no weights */
 } cli_ranks_options_t;
 
 /* What one rank computes in a step, or drafts; n_rows may be 0. */
@@ -49,6 +52,16 @@ int cli_ranks_step(cli_ranks_t *r, const cli_step_t *step, char *err);
 int cli_ranks_draft(cli_ranks_t *r, const cli_step_t *step, char *err);
 
 model_rank_t *cli_ranks_rank(cli_ranks_t *r, uint32_t rank);
+/*
+ * Lets the balancer change the placement: before each step of those who step
+ * the ranks themselves, while none is in one.
+ */
+void cli_ranks_turn(cli_ranks_t *r);
+
+/* How busy experts keep this rank; with one rank there is nothing to say. */
+void cli_ranks_load(const cli_ranks_t *r, uint32_t rank,
+    model_balance_stats_t *st);
+
 be_t *cli_ranks_backend(cli_ranks_t *r, uint32_t rank);
 
 /*

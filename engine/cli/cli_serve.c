@@ -17,6 +17,8 @@
 
 
 static int cli_serve_group(const cli_engine_t *cli, gid_t *gid);
+static void cli_serve_experts(void *ctx, uint32_t rank, uint64_t *load_max,
+    uint64_t *moves);
 static const char *cli_serve_name(const cli_engine_t *cli, char *buf,
     size_t size);
 
@@ -80,6 +82,9 @@ cli_serve(int argc, char **argv)
     opt.tok = st.tok;
     opt.ready = ready;
 
+    opt.experts = cli_serve_experts;
+    opt.experts_ctx = &st;
+
     cli_stack_sched(&st, &cli, &opt.sched);
 
     snprintf(ready, sizeof(ready), "ready: %s, %s, fingerprint %016llx, "
@@ -137,6 +142,20 @@ cli_serve_group(const cli_engine_t *cli, gid_t *gid)
     *gid = (gid_t) n;
 
     return 0;
+}
+
+
+static void
+cli_serve_experts(void *ctx, uint32_t rank, uint64_t *load_max,
+    uint64_t *moves)
+{
+    model_balance_stats_t   st;
+    const cli_stack_t      *stack = ctx;
+
+    cli_ranks_load(stack->ranks, rank, &st);
+
+    *load_max = st.load_max;
+    *moves = st.moves;
 }
 
 

@@ -257,11 +257,13 @@ balance_pour(double *sum, const uint8_t *home, uint32_t n, double load)
 
 
 uint32_t
-ep_balance_moves(const ep_placement_t *from, const ep_placement_t *to)
+ep_balance_moves(const ep_placement_t *from, const ep_placement_t *to,
+    uint32_t *rank)
 {
-    uint32_t  e, i, j, n;
+    uint32_t  e, i, j, n, moves[EP_RANKS_MAX];
 
     n = 0;
+    memset(moves, 0, sizeof(moves));
 
     for (e = 0; e < to->experts; e++) {
         for (i = to->first[e]; i < to->first[e + 1]; i++) {
@@ -272,8 +274,15 @@ ep_balance_moves(const ep_placement_t *from, const ep_placement_t *to)
                 }
             }
 
-            n += (j == from->first[e + 1]);
+            if (j == from->first[e + 1]) {
+                moves[to->rank[i]]++;
+                n++;
+            }
         }
+    }
+
+    if (rank != NULL) {
+        memcpy(rank, moves, to->ranks * sizeof(uint32_t));
     }
 
     return n;

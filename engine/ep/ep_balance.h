@@ -64,8 +64,11 @@ ep_map_t *ep_balance(const ep_balance_t *b, const double *load,
 double ep_balance_load(const ep_placement_t *p, const double *load,
     double *rank);
 
-/* Slots of `to` whose expert `from` does not have on the same rank. */
+/*
+ * Slots of `to` whose expert `from` does not have on the same rank: all, and
+ * those of each, `rank` [ranks] or NULL.
+ */
 uint32_t ep_balance_moves(const ep_placement_t *from,
-    const ep_placement_t *to);
+    const ep_placement_t *to, uint32_t *rank);
 
 #endif /* EP_EP_BALANCE_H */

@@ -14,6 +14,7 @@
  *     model_place.c        its experts of one layer, and others in their stead
  *     model_forward.c      the graph
  *     model_mtp.c          the graph of the multi-token prediction layer
+ *     model_balance.c      moves experts while the ranks compute
  *     model_cost.c         what a token costs
  */
 

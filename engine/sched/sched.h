@@ -71,7 +71,8 @@ typedef struct {
  * Computes a step of one rank: logits of the rows `logit_row` (rising) go to
  * `logits`, [n_logits][vocab].  Called by that rank's leader, on every rank
  * in every step.  0, or -1 with the reason in `err` (SCHED_ERR_LEN); then the
- * scheduler ends all sequences and stops.
+ * scheduler ends all sequences and stops.  The step thread calls `begin`
+ * before each step, while no rank is in one.
  */
 typedef int (*sched_step_pt)(void *ctx, uint32_t rank,
     const sched_batch_t *batch, const uint32_t *logit_row, uint32_t n_logits,
@@ -153,6 +154,7 @@ typedef struct {
     uint32_t            n_eos;
     uint64_t            boot;        /* random; epochs start from it */
     sched_step_pt       step;
+    void              (*begin)(void *step_ctx);  /* NULL, or before steps */
     void               *step_ctx;
     const sched_ops_t  *ops;
     void               *ops_ctx;

@@ -190,6 +190,10 @@ sched_sleep(sched_t *s)
 static void
 sched_step(sched_t *s)
 {
+    if (s->opt.begin != NULL) {
+        s->opt.begin(s->opt.step_ctx);
+    }
+
     if (s->n_ranks > 1) {
         pthread_mutex_lock(&s->step_lock);
         s->step_no++;

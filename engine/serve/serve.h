@@ -37,6 +37,11 @@ typedef struct {
     const tok_t      *tok;
     const char       *ready;         /* logged when all is up */
 
+    /* About a rank's experts, as the board has it; NULL: not known. */
+    void            (*experts)(void *ctx, uint32_t rank, uint64_t *load_max,
+                          uint64_t *moves);
+    void             *experts_ctx;
+
     sched_options_t   sched;         /* step, ranks, KV; the rest is ours */
 } serve_options_t;
 

@@ -124,6 +124,10 @@ serve_board_publish(serve_t *s, int heartbeat)
         rank.blocks_free = st.rank[i].blocks_free;
         rank.tokens_per_sec = s->board_speed[i];
 
+        if (s->opt.experts != NULL) {
+            s->opt.experts(s->opt.experts_ctx, i, &rank.load_max, &rank.moves);
+        }
+
         chan_board_set_rank(s->board, i, &rank);
     }
 

@@ -33,6 +33,10 @@ import tokenizer
 
 BYTES = {'F32': 4, 'BF16': 2, 'F8_E4M3': 1}
 
+# The deviation of the router's bias: with a larger one a few experts get most
+# of the rows (--skew).
+SKEW = 0.05
+
 # What a tensor's deviation is multiplied with: sharper queries or a larger
 # head only magnify the rounding errors of both sides of a comparison.
 GAINS = {'o_proj': 1.5, 'lm_head': 2.0, 'head': 2.0}
@@ -59,7 +63,7 @@ def random_weight(config, name, shape, seed):
     rng = rng_of(seed, name)
     values = rng.standard_normal(shape, np.float32)
     if name.endswith('e_score_correction_bias'):
-        return values * np.float32(0.05)
+        return values * np.float32(SKEW)
     if len(shape) == 1:
         return np.float32(1.0) + values * np.float32(0.1)
     if name.endswith('embed_tokens.weight'):
@@ -211,6 +215,7 @@ def apply_settings(config, settings):
 
 
 def main():
+    global SKEW
     parser = argparse.ArgumentParser(
         description='Writes random checkpoints of the DeepSeek-V3 family.')
     parser.add_argument('out', nargs='?', help='directory to write')
@@ -228,7 +233,11 @@ def main():
                         help='copy the tokenizer of DIR')
     parser.add_argument('--break', dest='kind', metavar='KIND',
                         help='write a defective checkpoint; list, all')
+    parser.add_argument('--skew', type=float, default=SKEW, metavar='X',
+                        help='deviation of e_score_correction_bias: how '
+                        'unevenly experts are used')
     args = parser.parse_args()
+    SKEW = args.skew
 
     if args.style == 'list':
         for name, (_, text) in styles.STYLES.items():

@@ -544,7 +544,7 @@ publisher(void *arg)
         chan_board_set_state(t->board, &s);
 
         r.epoch = i;
-        r.reserved = i;
+        r.moves = i;
         chan_board_set_rank(t->board, 1, &r);
 
         (void) chan_board_evict(t->board, (uint32_t) (i % 2), random_mix(i));
@@ -584,7 +584,7 @@ reader(void *arg)
         }
 
         if (chan_board_get_rank(t->board, 1, &r) == CHAN_OK) {
-            t->torn += r.epoch != r.reserved || r.running != 0;
+            t->torn += r.epoch != r.moves || r.running != 0;
         } else {
             t->again++;
         }

@@ -32,6 +32,7 @@ typedef struct {
 
 
 static const be_kernels_t *cpu_kernels(const char *path, char *err);
+static be_t *cpu_helper(be_t *be, char *err);
 static void cpu_close(be_t *be);
 static void *cpu_alloc(be_t *be, size_t size);
 static void cpu_free(be_t *be, void *p);
@@ -59,6 +60,7 @@ static void cpu_over_rows(be_cpu_t *cpu, be_item_f item, cpu_rows_t *r);
 static const be_t  cpu_table = {
     .name = "cpu",
     .close = cpu_close,
+    .helper = cpu_helper,
     .alloc = cpu_alloc,
     .free = cpu_free,
     .upload = cpu_copy,
@@ -223,6 +225,13 @@ be_cpu_open(const be_options_t *opt, char *err)
     cpu->be = cpu_table;
     cpu->be.path = cpu->k->path;
 
+    cpu->opt = *opt;
+    cpu->opt.path = cpu->k->path;
+
+    if (opt->alone) {
+        return &cpu->be;
+    }
+
     /* Without memory for its key nothing is shared. */
 
     snprintf(share, sizeof(share), "cpu %s %s%s", cpu->k->path,
@@ -236,6 +245,19 @@ failed:
     free(cpu);
 
     return NULL;
+}
+
+
+static be_t *
+cpu_helper(be_t *be, char *err)
+{
+    be_options_t  opt;
+
+    opt = ((be_cpu_t *) be)->opt;
+    opt.threads = 1;
+    opt.pin = -1;
+
+    return be_cpu_open(&opt, err);
 }
 
 

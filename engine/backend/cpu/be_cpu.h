@@ -71,6 +71,7 @@ typedef struct {
     const be_mode_kernels_t  *mode;  /* of the compute mode */
     be_dtype_t                compute;
     be_dtype_t                weights;   /* BE_F32: as they are */
+    be_options_t              opt;   /* as opened, with the path chosen */
     be_team_t                *team;
     uint32_t                  threads;
     size_t                    cache; /* bytes of L2 to work in */
