@@ -203,18 +203,9 @@ ngx_http_llm_replace(ngx_http_request_t *r)
     ngx_http_llm_error_t    err;
     ngx_http_llm_writer_t   w;
 
-    ctx = ngx_http_get_module_ctx(r, ngx_http_llm_module);
-
+    ctx = ngx_http_llm_get_ctx(r);
     if (ctx == NULL) {
-        ctx = ngx_pcalloc(r->pool, sizeof(ngx_http_llm_ctx_t));
-        if (ctx == NULL) {
-            return NGX_ERROR;
-        }
-
-        ctx->request = r;
-        ctx->closed = 1;
-
-        ngx_http_set_ctx(r, ctx, ngx_http_llm_module);
+        return NGX_ERROR;
     }
 
     if (ctx->error.status == r->headers_out.status) {

@@ -23,6 +23,8 @@ static char *ngx_http_llm_pass(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_llm_queue(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+static char *ngx_http_llm_priority(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
 static char *ngx_http_llm_positive(ngx_conf_t *cf, void *post, void *data);
 
 
@@ -85,6 +87,20 @@ static ngx_command_t  ngx_http_llm_commands[] = {
     { ngx_string("llm_route"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE123,
       ngx_http_llm_route,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("llm_read_body"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_FLAG,
+      ngx_conf_set_flag_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_llm_loc_conf_t, read_body),
+      NULL },
+
+    { ngx_string("llm_priority"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_llm_priority,
       NGX_HTTP_LOC_CONF_OFFSET,
       0,
       NULL },
@@ -197,6 +213,8 @@ ngx_http_llm_create_loc_conf(ngx_conf_t *cf)
     conf->max_context = NGX_CONF_UNSET_UINT;
     conf->max_tokens = NGX_CONF_UNSET_UINT;
     conf->route_zone = NGX_CONF_UNSET_PTR;
+    conf->read_body = NGX_CONF_UNSET;
+    conf->priority = NGX_CONF_UNSET_PTR;
 
     return conf;
 }
@@ -228,6 +246,9 @@ ngx_http_llm_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_conf_merge_uint_value(conf->max_tokens, prev->max_tokens,
                               CHAN_TOKENS_MAX);
 
+    ngx_conf_merge_value(conf->read_body, prev->read_body, 0);
+    ngx_conf_merge_ptr_value(conf->priority, prev->priority, NULL);
+
     ngx_http_llm_route_merge(prev, conf);
 
     /* As with other handlers, only "if" and "limit_except" inherit it. */
@@ -251,6 +272,10 @@ ngx_http_llm_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 static ngx_int_t
 ngx_http_llm_init(ngx_conf_t *cf)
 {
+    if (ngx_http_llm_body_init(cf) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
     return ngx_http_llm_error_init(cf);
 }
 
@@ -490,6 +515,52 @@ invalid:
                        &value[i]);
 
     return NGX_CONF_ERROR;
+}
+
+
+static char *
+ngx_http_llm_priority(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_llm_loc_conf_t *llcf = conf;
+
+    int32_t                            priority;
+    ngx_str_t                         *value;
+    ngx_http_compile_complex_value_t   ccv;
+
+    if (llcf->priority != NGX_CONF_UNSET_PTR) {
+        return "is duplicate";
+    }
+
+    value = cf->args->elts;
+
+    llcf->priority = ngx_palloc(cf->pool, sizeof(ngx_http_complex_value_t));
+    if (llcf->priority == NULL) {
+        return NGX_CONF_ERROR;
+    }
+
+    ngx_memzero(&ccv, sizeof(ngx_http_compile_complex_value_t));
+
+    ccv.cf = cf;
+    ccv.value = &value[1];
+    ccv.complex_value = llcf->priority;
+
+    if (ngx_http_compile_complex_value(&ccv) != NGX_OK) {
+        return NGX_CONF_ERROR;
+    }
+
+    /* A variable's value is looked at with each request. */
+
+    if (llcf->priority->lengths == NULL
+        && ngx_http_llm_priority_value(&value[1], &priority) != NGX_OK)
+    {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "invalid priority \"%V\", it must be between "
+                           "-%d and %d", &value[1], NGX_HTTP_LLM_PRIORITY_MAX,
+                           NGX_HTTP_LLM_PRIORITY_MAX);
+        return NGX_CONF_ERROR;
+    }
+
+    return NGX_CONF_OK;
 }
 
 

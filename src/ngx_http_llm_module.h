@@ -1,7 +1,8 @@
 /*
  * ngx_http_llm_module: an OpenAI-compatible endpoint inside nginx.
  *
- * A request's way, one file a step: request.c reads the body, params.c with
+ * A request's way, one file a step: body.c may read the body early and peek.c
+ * look at it, request.c reads it else, params.c with
  * chat.c and completion.c parses it, lane.c submits it, events.c dispatches
  * what comes back, render.c makes bytes of it, output.c sends them.  engine.c
  * keeps a worker's connection to an engine.  error.c gives every error under
@@ -20,6 +21,7 @@
 #include <ngx_http.h>
 
 #include "ngx_http_llm_params.h"
+#include "ngx_http_llm_peek.h"
 #include "ngx_http_llm_prefix.h"
 #include "channel/channel.h"
 #include "channel/chan_board.h"
@@ -32,6 +34,7 @@
 #define NGX_HTTP_LLM_WAITING_MAX  1024     /* requests waiting for room */
 #define NGX_HTTP_LLM_WAITING_TIME 60000    /* ms they wait, unless told */
 #define NGX_HTTP_LLM_RETRY_MAX    120      /* seconds: clients ignore more */
+#define NGX_HTTP_LLM_PRIORITY_MAX 100      /* and as much below zero */
 
 
 typedef struct ngx_http_llm_ctx_s     ngx_http_llm_ctx_t;
@@ -54,6 +57,8 @@ typedef struct {
     ngx_uint_t                 max_tokens;
     ngx_shm_zone_t            *route_zone; /* NULL: no routing */
     ngx_http_llm_pick_conf_t   route;
+    ngx_flag_t                 read_body;
+    ngx_http_complex_value_t  *priority;   /* NULL: 0 */
 } ngx_http_llm_loc_conf_t;
 
 
@@ -182,6 +187,7 @@ struct ngx_http_llm_choice_s {
 struct ngx_http_llm_ctx_s {
     ngx_http_request_t        *request;
     ngx_http_llm_engine_t     *engine;
+    ngx_http_llm_peek_t       *peek;       /* NULL: not looked at early */
     ngx_http_llm_params_t      params;
     ngx_http_llm_error_t       error;
     ngx_http_llm_route_t      *routes;     /* of prompts; NULL: no routing */
@@ -253,8 +259,9 @@ void ngx_http_llm_engine_drop(ngx_http_llm_engine_t *engine,
  * ngx_http_llm_lane_cancel() ends a choice's interest in its id.
  * ngx_http_llm_lane_credit() returns `bytes`; they leave with the next pump.
  * ngx_http_llm_seq_find() is NULL for an id that is not in flight,
- * ngx_http_llm_seq_release() frees one.  ngx_http_llm_lane_park() puts a request aside
- * until the handshake is over, ngx_http_llm_lane_unpark() has all of them run.
+ * ngx_http_llm_seq_release() frees one.  ngx_http_llm_lane_park() puts a request
+ * aside until the handshake is over, ngx_http_llm_lane_unpark() has all of them
+ * run.
  */
 
 ngx_int_t ngx_http_llm_lane_submit(ngx_http_llm_engine_t *engine,
@@ -283,12 +290,29 @@ void ngx_http_llm_lane_drain(ngx_http_llm_engine_t *engine);
 
 
 /*
- * ngx_http_llm_request.c.  ngx_http_llm_close() cancels what still runs and
+ * ngx_http_llm_body.c.  ngx_http_llm_body_data() is NGX_OK with the body of a
+ * request that was read, in one piece; `*copy`, unless NULL, is to be freed
+ * with ngx_free(); NGX_DECLINED: it is larger than CHAN_BODY_MAX; NGX_ERROR: no
+ * memory, or its file cannot be read, which was logged.
+ */
+
+ngx_int_t ngx_http_llm_body_init(ngx_conf_t *cf);
+ngx_int_t ngx_http_llm_body_data(ngx_http_request_t *r, u_char **data,
+    size_t *size, u_char **copy);
+
+
+/*
+ * ngx_http_llm_request.c.  ngx_http_llm_get_ctx() is the request's context, a
+ * new one if there is none yet; NULL: no memory.  ngx_http_llm_close() cancels what still runs and
  * takes the request out of all queues; it may be called twice.
+ * ngx_http_llm_priority_value() reads llm_priority's value; NGX_ERROR: it is
+ * not an integer within NGX_HTTP_LLM_PRIORITY_MAX.
  * ngx_http_llm_start() goes on with a request whose body is there.
  */
 
+ngx_http_llm_ctx_t *ngx_http_llm_get_ctx(ngx_http_request_t *r);
 ngx_int_t ngx_http_llm_handler(ngx_http_request_t *r);
+ngx_int_t ngx_http_llm_priority_value(ngx_str_t *s, int32_t *value);
 void ngx_http_llm_start(ngx_http_llm_ctx_t *ctx);
 void ngx_http_llm_close(ngx_http_llm_ctx_t *ctx);
 

@@ -60,7 +60,7 @@ typedef struct {
     uint64_t                     step;     /* that `sent` counts from */
     uint32_t                     sent[2];  /* since it, and in the one before */
     uint32_t                     when;     /* ms, of the last one sent */
-    uint16_t                     voided;   /* bits of an older serial are void */
+    uint16_t                     voided;   /* older serials' bits are void */
 } ngx_http_llm_prefix_rank_t;
 
 typedef struct ngx_http_llm_prefix_engine_s  ngx_http_llm_prefix_engine_t;
@@ -105,7 +105,8 @@ typedef struct {
  * `body` has, at most CHAN_TAGS_MAX; ngx_http_llm_tags_make() writes so many.
  *
  * ngx_http_llm_tags_head() hashes the canonical prompt up to the end of the
- * first user message, or NGX_HTTP_LLM_HEAD_MAX bytes of it.
+ * first user message, or NGX_HTTP_LLM_HEAD_MAX bytes of it;
+ * ngx_http_llm_tags_key() makes a key of that and of whom it is for.
  */
 
 uint64_t ngx_http_llm_tags_seed(const char *model, const u_char *tenant,
@@ -114,6 +115,8 @@ ngx_uint_t ngx_http_llm_tags_count(const chan_body_t *body, size_t block);
 void ngx_http_llm_tags_make(const chan_body_t *body, uint64_t seed,
     size_t block, chan_tag_t *tags, ngx_uint_t n);
 uint64_t ngx_http_llm_tags_head(const chan_body_t *body);
+uint64_t ngx_http_llm_tags_key(ngx_str_t *account, const char *user,
+    const char *model, uint64_t head);
 
 
 /*

@@ -30,9 +30,7 @@ static void ngx_http_llm_timer_start(ngx_http_llm_ctx_t *ctx,
     ngx_msec_t time);
 static ngx_int_t ngx_http_llm_body_parse(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx);
-static ngx_int_t ngx_http_llm_body_copy(ngx_http_request_t *r,
-    ngx_chain_t *in, u_char *p);
-static void ngx_http_llm_limits(ngx_http_request_t *r,
+static ngx_int_t ngx_http_llm_limits(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx);
 static ngx_int_t ngx_http_llm_submit(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx);
@@ -50,15 +48,12 @@ ngx_http_llm_handler(ngx_http_request_t *r)
 
     llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
 
-    ctx = ngx_pcalloc(r->pool, sizeof(ngx_http_llm_ctx_t));
+    ctx = ngx_http_llm_get_ctx(r);
     if (ctx == NULL) {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
 
-    ctx->request = r;
     ctx->engine = llcf->engine;
-
-    ngx_http_set_ctx(r, ctx, ngx_http_llm_module);
 
     endpoint = ngx_http_llm_endpoint(r, &ctx->name);
 
@@ -107,6 +102,28 @@ ngx_http_llm_handler(ngx_http_request_t *r)
     }
 
     return NGX_DONE;
+}
+
+
+ngx_http_llm_ctx_t *
+ngx_http_llm_get_ctx(ngx_http_request_t *r)
+{
+    ngx_http_llm_ctx_t  *ctx;
+
+    ctx = ngx_http_get_module_ctx(r, ngx_http_llm_module);
+
+    if (ctx != NULL) {
+        return ctx;
+    }
+
+    ctx = ngx_pcalloc(r->pool, sizeof(ngx_http_llm_ctx_t));
+
+    if (ctx != NULL) {
+        ctx->request = r;
+        ngx_http_set_ctx(r, ctx, ngx_http_llm_module);
+    }
+
+    return ctx;
 }
 
 
@@ -337,22 +354,13 @@ ngx_http_llm_timer_start(ngx_http_llm_ctx_t *ctx, ngx_msec_t time)
 static ngx_int_t
 ngx_http_llm_body_parse(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
 {
-    off_t         size;
-    u_char       *data, *copy;
-    ngx_int_t     rc;
-    ngx_buf_t    *b;
-    ngx_chain_t  *cl, *in;
+    size_t      size;
+    u_char     *data, *copy;
+    ngx_int_t   rc;
 
-    in = r->request_body != NULL ? r->request_body->bufs : NULL;
-    copy = NULL;
-    data = NULL;
-    size = 0;
+    rc = ngx_http_llm_body_data(r, &data, &size, &copy);
 
-    for (cl = in; cl != NULL; cl = cl->next) {
-        size += ngx_buf_size(cl->buf);
-    }
-
-    if (size > CHAN_BODY_MAX) {
+    if (rc == NGX_DECLINED) {
         return ngx_http_llm_error_set(&ctx->error,
                                       NGX_HTTP_REQUEST_ENTITY_TOO_LARGE,
                                       "request_too_large", NULL,
@@ -360,35 +368,21 @@ ngx_http_llm_body_parse(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
                                       "server accepts.");
     }
 
-    if (in != NULL && in->next == NULL && ngx_buf_in_memory(in->buf)) {
-        b = in->buf;
-        data = b->pos;
-
-    } else if (size != 0) {
-
-        copy = ngx_alloc(size, r->connection->log);
-
-        if (copy == NULL || ngx_http_llm_body_copy(r, in, copy) != NGX_OK) {
-            rc = ngx_http_llm_error_set(&ctx->error,
-                                        NGX_HTTP_INTERNAL_SERVER_ERROR,
-                                        "internal_error", NULL,
-                                        "The request body could not be "
-                                        "read.");
-            goto done;
-        }
-
-        data = copy;
+    if (rc != NGX_OK) {
+        return ngx_http_llm_error_set(&ctx->error,
+                                      NGX_HTTP_INTERNAL_SERVER_ERROR,
+                                      "internal_error", NULL,
+                                      "The request body could not be read.");
     }
 
     ctx->params.names = ctx->engine->model.names;
 
-    ngx_http_llm_limits(r, ctx);
+    rc = ngx_http_llm_limits(r, ctx);
 
-    rc = ngx_http_llm_params_parse(&ctx->params, data, size, &ctx->error);
-
-    ctx->parsed = (rc == NGX_OK);
-
-done:
+    if (rc == NGX_OK) {
+        rc = ngx_http_llm_params_parse(&ctx->params, data, size, &ctx->error);
+        ctx->parsed = (rc == NGX_OK);
+    }
 
     if (copy != NULL) {
         ngx_free(copy);
@@ -398,48 +392,12 @@ done:
 }
 
 
-static ngx_int_t
-ngx_http_llm_body_copy(ngx_http_request_t *r, ngx_chain_t *in, u_char *p)
-{
-    size_t      size;
-    ssize_t     n;
-    ngx_buf_t  *b;
-
-    for ( /* void */ ; in != NULL; in = in->next) {
-
-        b = in->buf;
-
-        if (ngx_buf_in_memory(b)) {
-            p = ngx_cpymem(p, b->pos, b->last - b->pos);
-            continue;
-        }
-
-        if (!b->in_file) {
-            continue;
-        }
-
-        size = (size_t) (b->file_last - b->file_pos);
-        n = ngx_read_file(b->file, p, size, b->file_pos);
-
-        if (n < 0 || (size_t) n != size) {
-            ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
-                          "%z bytes of %uz read from \"%V\"", n, size,
-                          &b->file->name);
-            return NGX_ERROR;
-        }
-
-        p += size;
-    }
-
-    return NGX_OK;
-}
-
-
 /* What the configuration says about a submission. */
 
-static void
+static ngx_int_t
 ngx_http_llm_limits(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
 {
+    ngx_str_t                 priority;
     chan_submit_t            *submit;
     ngx_http_llm_loc_conf_t  *llcf;
 
@@ -452,6 +410,46 @@ ngx_http_llm_limits(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
     submit->max_context = llcf->max_context;
     submit->queue_max = llcf->queue_max;
     submit->queue_timeout = llcf->queue_timeout;
+
+    if (llcf->priority == NULL) {
+        return NGX_OK;
+    }
+
+    if (ngx_http_complex_value(r, llcf->priority, &priority) != NGX_OK) {
+        return ngx_http_llm_error_set(&ctx->error,
+                                      NGX_HTTP_INTERNAL_SERVER_ERROR,
+                                      "internal_error", NULL,
+                                      "Out of memory.");
+    }
+
+    if (priority.len != 0
+        && ngx_http_llm_priority_value(&priority, &submit->priority)
+           != NGX_OK)
+    {
+        ngx_log_error(NGX_LOG_INFO, r->connection->log, 0,
+                      "invalid llm_priority \"%V\", 0 is used", &priority);
+    }
+
+    return NGX_OK;
+}
+
+
+ngx_int_t
+ngx_http_llm_priority_value(ngx_str_t *s, int32_t *value)
+{
+    ngx_int_t   n;
+    ngx_uint_t  negative;
+
+    negative = (s->len != 0 && s->data[0] == '-');
+    n = ngx_atoi(s->data + negative, s->len - negative);
+
+    if (n == NGX_ERROR || n > NGX_HTTP_LLM_PRIORITY_MAX) {
+        return NGX_ERROR;
+    }
+
+    *value = negative ? -n : n;
+
+    return NGX_OK;
 }
 
 

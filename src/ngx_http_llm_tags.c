@@ -214,3 +214,18 @@ ngx_http_llm_tags_head(const chan_body_t *body)
 
     return XXH64_digest(&state);
 }
+
+
+/* The strings' ends are hashed too, so that they cannot be mixed up. */
+
+uint64_t
+ngx_http_llm_tags_key(ngx_str_t *account, const char *user, const char *model,
+    uint64_t head)
+{
+    uint64_t  h;
+
+    h = XXH64(account->data, account->len, head);
+    h = XXH64(user, ngx_strlen(user) + 1, h);
+
+    return XXH64(model, ngx_strlen(model) + 1, h);
+}

@@ -1,12 +1,17 @@
 /*
  * Variables about a request's tokens, times and end.  They are meant for
- * logs: while a request runs they tell what is known so far.
+ * logs: while a request runs they tell what is known so far.  What its body
+ * asks for is known before, where llm_read_body is on.
  */
 
 #include "ngx_http_llm_module.h"
 
 
+static ngx_http_llm_ctx_t *ngx_http_llm_variable_asked(
+    ngx_http_request_t *r);
 static ngx_int_t ngx_http_llm_variable_model(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data);
+static ngx_int_t ngx_http_llm_variable_key(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_llm_variable_count(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
@@ -24,6 +29,8 @@ static ngx_int_t ngx_http_llm_variable_reason(ngx_http_request_t *r,
 static ngx_http_variable_t  ngx_http_llm_vars[] = {
 
     ngx_http_llm_var("llm_model", ngx_http_llm_variable_model, 0),
+
+    ngx_http_llm_var("llm_prefix_key", ngx_http_llm_variable_key, 0),
 
     ngx_http_llm_var("llm_prompt_tokens", ngx_http_llm_variable_count,
                      offsetof(ngx_http_llm_ctx_t, prompt_tokens)),
@@ -74,21 +81,82 @@ ngx_http_llm_add_variables(ngx_conf_t *cf)
 }
 
 
-static ngx_int_t
-ngx_http_llm_variable_model(ngx_http_request_t *r,
-    ngx_http_variable_value_t *v, uintptr_t data)
+/* What was asked for is known to subrequests too, as of auth_request. */
+
+static ngx_http_llm_ctx_t *
+ngx_http_llm_variable_asked(ngx_http_request_t *r)
 {
     ngx_http_llm_ctx_t  *ctx;
 
     ctx = ngx_http_get_module_ctx(r, ngx_http_llm_module);
 
-    if (ctx == NULL || !ctx->parsed) {
+    return ctx != NULL ? ctx
+                       : ngx_http_get_module_ctx(r->main, ngx_http_llm_module);
+}
+
+
+static ngx_int_t
+ngx_http_llm_variable_model(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data)
+{
+    char                *model;
+    ngx_http_llm_ctx_t  *ctx;
+
+    ctx = ngx_http_llm_variable_asked(r);
+
+    if (ctx != NULL && ctx->parsed) {
+        model = ctx->params.model;
+
+    } else if (ctx != NULL && ctx->peek != NULL
+               && ctx->peek->model[0] != '\0')
+    {
+        model = ctx->peek->model;
+
+    } else {
         v->not_found = 1;
         return NGX_OK;
     }
 
-    v->data = (u_char *) ctx->params.model;
-    v->len = ngx_strlen(ctx->params.model);
+    v->data = (u_char *) model;
+    v->len = ngx_strlen(model);
+    v->valid = 1;
+    v->no_cacheable = 0;
+    v->not_found = 0;
+
+    return NGX_OK;
+}
+
+
+/* Equal for prompts that begin alike, of one tenant and model. */
+
+static ngx_int_t
+ngx_http_llm_variable_key(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data)
+{
+    u_char               *p;
+    ngx_http_llm_ctx_t   *ctx;
+    ngx_http_llm_peek_t  *peek;
+
+    ctx = ngx_http_llm_variable_asked(r);
+
+    if (ctx == NULL || ctx->peek == NULL || !ctx->peek->prompt) {
+        v->not_found = 1;
+        return NGX_OK;
+    }
+
+    p = ngx_pnalloc(r->pool, 16);
+    if (p == NULL) {
+        return NGX_ERROR;
+    }
+
+    peek = ctx->peek;
+
+    (void) ngx_sprintf(p, "%016xL",
+                       ngx_http_llm_tags_key(&ctx->params.account, peek->user,
+                                             peek->model, peek->head));
+
+    v->data = p;
+    v->len = 16;
     v->valid = 1;
     v->no_cacheable = 0;
     v->not_found = 0;

@@ -93,10 +93,11 @@ $(BUILD)/tests/test_http_prefix: tests/unit/test_http_prefix.c $(SHIM_DEP)
 FUZZ_INC := $(addprefix -isystem $(NGINX_TREE)/,src/core src/event \
             src/event/modules src/os/unix src/http src/http/modules \
             objs)
-FUZZ_REQ := $(addprefix src/ngx_http_llm_,json.c params.c chat.c completion.c)
+FUZZ_REQ := $(addprefix src/ngx_http_llm_,json.c params.c chat.c \
+              completion.c peek.c tags.c)
 
 $(BUILD)/fuzz/fuzz_request: tests/fuzz/fuzz_request.c $(FUZZ_REQ) \
-                            src/ngx_http_llm_params.h \
+                            $(wildcard src/*.h) \
                             $(wildcard engine/channel/*.[ch]) \
                             | $(NGINX_TREE)/objs/Makefile
 	@mkdir -p $(@D)

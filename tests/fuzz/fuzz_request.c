@@ -1,7 +1,8 @@
 /*
  * Request bodies from anywhere: no crash, no leak; what is accepted is a
  * submission that the engine accepts too, and what is refused is refused with
- * a status and a sentence.
+ * a status and a sentence.  A look at the same body leaves only what is
+ * harmless in a header.
  *
  * The first byte chooses the endpoint; the rest is the body.
  */
@@ -10,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "ngx_http_llm_params.h"
+#include "ngx_http_llm_peek.h"
 
 
 #define CHECK(x)  do { if (!(x)) { abort(); } } while (0)
@@ -18,6 +19,7 @@
 
 static void check_refused(const ngx_http_llm_error_t *err);
 static void check_accepted(ngx_http_llm_params_t *params);
+static void check_peek(const u_char *text, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 
@@ -48,6 +50,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     rc = ngx_http_llm_params_parse(&params, text, size - 1, &err);
 
+    check_peek(text, size - 1);
     free(text);
 
     if (rc == NGX_OK) {
@@ -62,6 +65,25 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     ngx_http_llm_params_free(&params);
 
     return 0;
+}
+
+
+static void
+check_peek(const u_char *text, size_t size)
+{
+    const char           *p;
+    ngx_http_llm_peek_t   peek, again;
+
+    ngx_http_llm_peek(&peek, text, size);
+    ngx_http_llm_peek(&again, text, size);
+
+    CHECK(memcmp(&peek, &again, sizeof(peek)) == 0);
+    CHECK(strlen(peek.model) < sizeof(peek.model));
+    CHECK(strlen(peek.user) < sizeof(peek.user));
+
+    for (p = peek.model; *p != '\0'; p++) {
+        CHECK((unsigned char) *p >= 0x20 && *p != 0x7f);
+    }
 }
 
 
