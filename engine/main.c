@@ -26,6 +26,7 @@ static const main_command_t  main_commands[] = {
     { "tokenize", "JSON strings in, JSON arrays of ids out", cli_tokenize },
     { "detokenize", "JSON arrays of ids in, JSON strings out",
       cli_detokenize },
+    { "convert", "write a checkpoint with quantised weights", cli_convert },
     { "bench", "measure prompt and generation speed", cli_bench },
     { "plan", "expert placement and memory, without loading", main_plan },
     { NULL }

@@ -121,12 +121,14 @@ FUZZ_CC   := clang -std=gnu11 -D_GNU_SOURCE -O1 -g -Wall -Iengine -Itests/unit \
              -Wno-unknown-warning-option -fsanitize=fuzzer,address,undefined \
              -fno-sanitize-recover=undefined
 FUZZ_SRC   = $(filter-out %_avx2.c %_avx512.c %_avx512bf16.c %_amx.c, \
-             $(wildcard $(FUZZ_DIRS:%=engine/%/*.c)))
+             $(wildcard $(FUZZ_DIRS:%=engine/%/*.c))) \
+             $(if $(filter model,$(FUZZ_DIRS)),engine/backend/be_quant.c)
 
 $(BUILD)/fuzz/fuzz_ring: FUZZ_DIRS := channel
 $(BUILD)/fuzz/fuzz_tokenizer: FUZZ_DIRS := tokenizer json
 $(BUILD)/fuzz/fuzz_config: FUZZ_DIRS := model ep json
 $(BUILD)/fuzz/fuzz_safetensors: FUZZ_DIRS := model ep json
+$(BUILD)/fuzz/fuzz_packed: FUZZ_DIRS := model ep json
 
 $(BUILD)/fuzz/fuzz_%: tests/fuzz/fuzz_%.c $(wildcard engine/*/*.[ch])
 	@mkdir -p $(@D)

@@ -25,7 +25,8 @@ int
 cli_stack_open(cli_stack_t *st, const cli_engine_t *cli, int tokenizer,
     char *err)
 {
-    uint64_t               both[2];
+    size_t                 n;
+    uint64_t               all[3];
     const model_config_t  *conf;
 
     memset(st, 0, sizeof(cli_stack_t));
@@ -57,11 +58,17 @@ cli_stack_open(cli_stack_t *st, const cli_engine_t *cli, int tokenizer,
         st->max_context = cli->max_context;
     }
 
-    both[0] = model_fingerprint(st->model);
-    both[1] = st->tok != NULL ? tok_fingerprint(st->tok) : 0;
-    st->fingerprint = XXH3_64bits(both, sizeof(both)) | 1;
-
     cli_ranks_options(cli, &st->opt);
+
+    if (cli_ranks_weights(st->model, &st->opt.weights, err) != 0) {
+        goto failed;
+    }
+
+    all[0] = model_fingerprint(st->model);
+    all[1] = st->tok != NULL ? tok_fingerprint(st->tok) : 0;
+    all[2] = st->opt.weights;
+    n = (st->opt.weights == BE_F32) ? 2 : 3;
+    st->fingerprint = XXH3_64bits(all, n * sizeof(all[0])) | 1;
 
     st->opt.max_rows = sched_max_rows(cli->max_batch, cli->prefill_chunk);
     st->opt.max_logits = sched_max_logits(cli->max_batch, cli->prefill_chunk);

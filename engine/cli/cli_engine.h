@@ -19,7 +19,7 @@ typedef struct {
     cli_ranks_t          *ranks;
     cli_ranks_options_t   opt;       /* as opened */
     uint32_t              max_context;
-    uint64_t              fingerprint;   /* of model and tokenizer */
+    uint64_t              fingerprint;   /* of model, weights, tokenizer */
     const char           *compute;   /* "f32", "bf16" */
     const char           *path;      /* of kernels */
     size_t                block_size;    /* bytes of a KV block */

@@ -49,6 +49,9 @@ static int cli_check(cli_parser_t *p, cli_engine_t *opt);
 static const char *const  cli_backends[] = { "cpu", "cuda", NULL };
 static const char *const  cli_switch[] = { "off", "on", NULL };
 static const char *const  cli_computes[] = { "auto", "f32", "bf16", NULL };
+static const char *const  cli_weights[] = {
+    "auto", "bf16", "fp8", "int8", "int4", NULL
+};
 static const char *const  cli_levels[] = {
     "error", "warn", "notice", "info", "debug", NULL
 };
@@ -148,6 +151,10 @@ cli_table(cli_parser_t *p, cli_engine_t *opt)
           { "compute", "MODE", CLI_WORD, &opt->compute,
             "f32, bf16 or auto, which takes the faster", 0, 0,
             cli_computes } },
+        { CLI_G_COMPUTE,
+          { "weights", "TYPE", CLI_WORD, &opt->weights,
+            "bf16, fp8, int8, int4 or auto, which takes them as they are",
+            0, 0, cli_weights } },
         { CLI_G_COMPUTE,
           { "kernels", "PATH", CLI_STRING, &opt->kernels,
             "kernel path (default: the best this processor has)" } },

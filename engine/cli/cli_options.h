@@ -88,8 +88,10 @@ typedef struct {
     int                  max_args;   /* positional arguments allowed */
 } cli_command_t;
 
-/* --compute and --log-level */
+/* --compute, --weights and --log-level */
 enum { CLI_COMPUTE_AUTO = 0, CLI_COMPUTE_F32, CLI_COMPUTE_BF16 };
+enum { CLI_WEIGHTS_AUTO = 0, CLI_WEIGHTS_BF16, CLI_WEIGHTS_FP8,
+       CLI_WEIGHTS_INT8, CLI_WEIGHTS_INT4 };
 enum { CLI_LOG_ERROR = 0, CLI_LOG_WARN, CLI_LOG_NOTICE, CLI_LOG_INFO,
        CLI_LOG_DEBUG };
 
@@ -102,6 +104,7 @@ typedef struct {
     uint32_t     ranks;              /* 1 … 64 */
     uint32_t     threads;            /* per rank; set after parsing */
     uint32_t     compute;            /* CLI_COMPUTE_… */
+    uint32_t     weights;            /* CLI_WEIGHTS_… */
     const char  *kernels;            /* kernel path or NULL */
     uint64_t     kv_memory;          /* per rank, bytes */
     uint32_t     max_context;
@@ -153,5 +156,6 @@ int cli_score(int argc, char **argv);
 int cli_tokenize(int argc, char **argv);
 int cli_detokenize(int argc, char **argv);
 int cli_bench(int argc, char **argv);
+int cli_convert(int argc, char **argv);
 
 #endif /* CLI_CLI_OPTIONS_H */

@@ -67,6 +67,12 @@ cli_ranks_open(model_t *model, const cli_ranks_options_t *opt, char *err)
 
     r->model = model;
     r->opt = *opt;
+
+    if (cli_ranks_weights(model, &r->opt.weights, err) != 0) {
+        free(r);
+        return NULL;
+    }
+
     pthread_mutex_init(&r->lock, NULL);
     pthread_cond_init(&r->go, NULL);
     pthread_cond_init(&r->done, NULL);
@@ -387,6 +393,7 @@ cli_rank_open(cli_rank_t *rank)
 
     memset(&be, 0, sizeof(be));
     be.compute = r->opt.compute;
+    be.weights = r->opt.weights;
     be.threads = r->opt.threads;
     be.rank = rank->index;
     be.path = r->opt.kernels;
@@ -410,6 +417,34 @@ cli_rank_open(cli_rank_t *rank)
 }
 
 
+int
+cli_ranks_weights(const model_t *model, be_dtype_t *weights, char *err)
+{
+    be_dtype_t  packed;
+
+    static const char *const  names[BE_DTYPES] = {
+        "auto", "bf16", "fp8", "int8", "int4"
+    };
+
+    packed = model_packed_as(model);
+
+    if (packed == BE_F32 || packed == *weights) {
+        return 0;
+    }
+
+    if (*weights != BE_F32) {
+        snprintf(err, ERR_LEN, "--weights: the checkpoint was converted to "
+                 "%s; for %s take the one it was made of", names[packed],
+                 names[*weights]);
+        return -1;
+    }
+
+    *weights = packed;
+
+    return 0;
+}
+
+
 model_rank_t *
 cli_ranks_rank(cli_ranks_t *r, uint32_t rank)
 {
@@ -430,6 +465,14 @@ cli_ranks_options(const cli_engine_t *cli, cli_ranks_options_t *opt)
     const char          *best;
     const char *const   *path;
 
+    static const be_dtype_t  types[] = {
+        [CLI_WEIGHTS_AUTO] = BE_F32,
+        [CLI_WEIGHTS_BF16] = BE_BF16,
+        [CLI_WEIGHTS_FP8] = BE_F8E4M3,
+        [CLI_WEIGHTS_INT8] = BE_INT8,
+        [CLI_WEIGHTS_INT4] = BE_INT4
+    };
+
     memset(opt, 0, sizeof(cli_ranks_options_t));
 
     opt->backend = cli->backend;
@@ -440,6 +483,7 @@ cli_ranks_options(const cli_engine_t *cli, cli_ranks_options_t *opt)
     opt->interval = cli->balance_interval;
     opt->gain = cli->balance_gain / 100;
     opt->compute = BE_F32;
+    opt->weights = types[cli->weights];
 
     best = cli->kernels;
 

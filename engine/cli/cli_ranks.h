@@ -15,6 +15,7 @@ typedef struct {
     const char  *backend;            /* "cpu" */
     const char  *kernels;            /* NULL: the best */
     be_dtype_t   compute;
+    be_dtype_t   weights;            /* BE_F32: as they are */
     uint32_t     ranks;
     uint32_t     threads;            /* of each */
     uint32_t     max_rows;           /* of a step and rank */
@@ -50,6 +51,12 @@ void cli_ranks_close(cli_ranks_t *r);
 /* `step` has one entry a rank.  0, or -1 with the first rank's reason. */
 int cli_ranks_step(cli_ranks_t *r, const cli_step_t *step, char *err);
 int cli_ranks_draft(cli_ranks_t *r, const cli_step_t *step, char *err);
+
+/*
+ * The type that the matrices of a model get: what is asked for, or what it was
+ * converted to.  0, or -1 with the reason in `err` if these are two.
+ */
+int cli_ranks_weights(const model_t *model, be_dtype_t *weights, char *err);
 
 model_rank_t *cli_ranks_rank(cli_ranks_t *r, uint32_t rank);
 /*

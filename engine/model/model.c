@@ -11,7 +11,7 @@
 #include <xxhash.h>
 
 #include "model/model_config.h"
-#include "model/model_int.h"
+#include "model/model_packed.h"
 
 
 #define MODEL_HASH_ALL     (64u << 20)   /* of files up to this, every byte */
@@ -20,7 +20,6 @@
 
 
 static uint64_t model_hash(const model_t *model);
-static void model_hash_config(XXH3_state_t *h, const model_config_t *c);
 static void model_hash_bytes(XXH3_state_t *h, const model_tensor_t *t,
     int all);
 
@@ -115,6 +114,17 @@ model_fingerprint(const model_t *model)
 }
 
 
+be_dtype_t
+model_packed_as(const model_t *model)
+{
+    const model_packed_t  *packed;
+
+    packed = model_shards_packed(model->shards);
+
+    return packed != NULL ? packed->dtype : BE_F32;
+}
+
+
 uint64_t
 model_created(const model_t *model)
 {
@@ -135,6 +145,8 @@ model_kv_block_size(const model_t *model, be_dtype_t compute, int mtp)
 
 
 /*
+ * Packed weights are what they were made of, as long as config.json is.
+ *
  * Two checkpoints of the same shapes differ in every tensor, so samples tell
  * them apart; reading all of a large one would take minutes.
  */
@@ -146,7 +158,9 @@ model_hash(const model_t *model)
     size_t                 i, n, step;
     uint64_t               size, sum;
     XXH3_state_t          *h;
+    uint64_t               config;
     const model_tensor_t  *t;
+    const model_packed_t  *packed;
 
     h = XXH3_createState();
     if (h == NULL) {
@@ -154,7 +168,19 @@ model_hash(const model_t *model)
     }
 
     XXH3_64bits_reset(h);
-    model_hash_config(h, &model->config);
+
+    config = model_config_hash(&model->config);
+    XXH3_64bits_update(h, &config, sizeof(config));
+
+    packed = model_shards_packed(model->shards);
+
+    if (packed != NULL) {
+        XXH3_64bits_update(h, &packed->source, sizeof(packed->source));
+        sum = (packed->config == config) ? packed->source
+                                         : XXH3_64bits_digest(h);
+        XXH3_freeState(h);
+        return sum;
+    }
 
     size = model_shards_size(model->shards);
     t = model_shards_list(model->shards, &n);
@@ -182,9 +208,12 @@ model_hash(const model_t *model)
 
 /* Field by field: a structure has padding. */
 
-static void
-model_hash_config(XXH3_state_t *h, const model_config_t *c)
+uint64_t
+model_config_hash(const model_config_t *c)
 {
+    uint64_t       sum;
+    XXH3_state_t  *h;
+
     const uint32_t  u[] = {
         c->hidden, c->layers, c->dense_layers, c->vocab, c->max_context,
         c->q_lora, c->mla.heads, c->mla.nope, c->mla.rope, c->mla.v,
@@ -199,9 +228,20 @@ model_hash_config(XXH3_state_t *h, const model_config_t *c)
         c->yarn_beta_slow, c->yarn_mscale, c->yarn_mscale_all_dim
     };
 
+    h = XXH3_createState();
+    if (h == NULL) {
+        return 0;
+    }
+
+    XXH3_64bits_reset(h);
     XXH3_64bits_update(h, c->type, strlen(c->type) + 1);
     XXH3_64bits_update(h, u, sizeof(u));
     XXH3_64bits_update(h, f, sizeof(f));
+
+    sum = XXH3_64bits_digest(h);
+    XXH3_freeState(h);
+
+    return sum;
 }
 
 

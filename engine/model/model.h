@@ -79,15 +79,34 @@ typedef struct {
 
 /*
  * NULL with the reason in `err` (ERR_LEN): file, tensor and what is wrong.
- * Every tensor's presence, dtype, shape and extent is checked here.
+ * Every tensor's presence, dtype, shape and extent is checked here.  A
+ * directory that model_convert() wrote is mapped as it is.
  */
 model_t *model_open(const char *dir, char *err);
 void model_close(model_t *model);
 
 const model_config_t *model_config(const model_t *model);
 
-/* Of config and weights: names, types, shapes, sizes, samples of the bytes. */
+/*
+ * Of config and weights: names, types, shapes, sizes, samples of the bytes.  A
+ * converted checkpoint has that of its source.
+ */
 uint64_t model_fingerprint(const model_t *model);
+
+/* What a converted checkpoint's matrices are; BE_F32: it is not converted. */
+be_dtype_t model_packed_as(const model_t *model);
+
+/*
+ * Writes a converted checkpoint to the directory `out`, which must not be
+ * there yet: weights as `be`, opened with a type of weights, makes them, with
+ * config.json and the tokenizer's files of the model.  It appears whole or
+ * not at all.  `bytes` is its size.  0, or -1 with the reason in `err`.
+ */
+int model_convert(model_t *model, be_t *be, const char *out, uint64_t *bytes,
+    char *err);
+
+/* Compares the weights of a converted checkpoint with their checksums. */
+int model_packed_verify(const model_t *model, char *err);
 
 /* UNIX time of config.json. */
 uint64_t model_created(const model_t *model);

@@ -8,6 +8,8 @@
  *     model_rope.c         constants that follow from it
  *     model_safetensors.c  headers, the table of tensors
  *     model_shards.c       files, index
+ *     model_packed.c       model.packed, read
+ *     model_convert.c      model.packed, written
  *     model_weights.c      tensors by their place in the graph
  *     model_pool.c         weights as a backend likes them, shared by ranks
  *     model_rank.c         one rank: its weights and its memory
@@ -33,12 +35,14 @@ typedef enum {
     MODEL_MATRIX = 0,                /* as it is */
     MODEL_FLOATS,                    /* vectors and the router: float32 */
     MODEL_UK,                        /* of kv_b_proj: the keys' half */
-    MODEL_UV                         /* of kv_b_proj: the values' half */
+    MODEL_UV,                        /* of kv_b_proj: the values' half */
+    MODEL_TABLE                      /* embedding: rows, never quantised */
 } model_kind_t;
 
 typedef struct {
     const char    *name;             /* of the tensor */
     model_kind_t   kind;
+    int            idle;             /* checked, but not used */
     be_tensor_t    t;
 } model_item_t;
 
@@ -107,6 +111,18 @@ int model_error(char *err, const char *fmt, ...)
 /* Fills items and layers.  0, or -1 with file, tensor and reason. */
 int model_weights_open(model_t *model, char *err);
 void model_weights_close(model_t *model);
+
+/* Of the fields that decide what a model computes. */
+uint64_t model_config_hash(const model_config_t *c);
+
+/*
+ * Makes an item for a backend: what be->weight() or be->alloc() returned,
+ * NULL with the reason in `err`; `copies` adds the bytes it took.
+ */
+void *model_item_make(const model_t *model, be_t *be, uint32_t item,
+    size_t *copies, char *err);
+void model_item_free(const model_t *model, be_t *be, uint32_t item,
+    void *made);
 
 /*
  * The pool of a backend: one for all with the same `share`, else its own.

@@ -15,7 +15,6 @@ typedef enum { POOL_EMPTY = 0, POOL_BUSY, POOL_READY } pool_state_t;
 
 typedef struct {
     void          *made;
-    void          *kept;             /* what the backend may point into */
     pool_state_t   state;
     uint32_t       users;            /* gets that were not put back */
 } pool_item_t;
@@ -40,11 +39,6 @@ static void pool_unmake(model_pool_t *pool, be_t *be, uint32_t item,
 static int pool_claim(model_pool_t *pool, uint32_t item);
 static int pool_make(model_pool_t *pool, be_t *be, uint32_t item);
 static void *pool_floats(be_t *be, const be_tensor_t *t);
-static void *pool_half(model_pool_t *pool, be_t *be,
-    const model_item_t *item, void **kept, size_t *copies, char *err);
-static void pool_rows(const be_tensor_t *t, uint32_t row, uint32_t n,
-    uint8_t *dst);
-static float pool_e4m3(uint8_t v);
 
 
 model_pool_t *
@@ -146,15 +140,8 @@ static void
 pool_unmake(model_pool_t *pool, be_t *be, uint32_t item, pool_item_t *of)
 {
     if (of->made != NULL) {
-        if (pool->model->item[item].kind == MODEL_FLOATS) {
-            be->free(be, of->made);
-
-        } else {
-            be->weight_free(be, of->made);
-        }
+        model_item_free(pool->model, be, item, of->made);
     }
-
-    free(of->kept);
 }
 
 
@@ -261,45 +248,89 @@ model_pool_put(model_pool_t *pool, be_t *be, uint32_t item)
 static int
 pool_make(model_pool_t *pool, be_t *be, uint32_t item)
 {
-    char                 err[ERR_LEN];
-    void                *made, *kept;
-    size_t               copies;
-    const model_item_t  *m;
+    char     err[ERR_LEN];
+    void    *made;
+    size_t   copies;
 
-    m = &pool->model->item[item];
-    kept = NULL;
     copies = 0;
-    model_error(err, "no memory");
-
-    switch (m->kind) {
-
-    case MODEL_FLOATS:
-        made = pool_floats(be, &m->t);
-        break;
-
-    case MODEL_MATRIX:
-        made = be->weight(be, &m->t, &copies, err);
-        break;
-
-    default:
-        made = pool_half(pool, be, m, &kept, &copies, err);
-    }
+    made = model_item_make(pool->model, be, item, &copies, err);
 
     pthread_mutex_lock(&pool->lock);
 
     pool->item[item].made = made;
-    pool->item[item].kept = kept;
     pool->item[item].state = POOL_READY;
 
     if (made == NULL && !pool->failed) {
         pool->failed = 1;
-        model_error(pool->why, "%.200s: %.300s", m->name, err);
+        model_error(pool->why, "%.200s: %.300s",
+                    pool->model->item[item].name, err);
     }
 
     pthread_cond_broadcast(&pool->ready);
     pthread_mutex_unlock(&pool->lock);
 
     return made != NULL ? 0 : -1;
+}
+
+
+void *
+model_item_make(const model_t *model, be_t *be, uint32_t item,
+    size_t *copies, char *err)
+{
+    be_tensor_t          t;
+    const be_mla_t      *mla;
+    const model_item_t  *m;
+
+    m = &model->item[item];
+    mla = &model->config.mla;
+    t = m->t;
+
+    model_error(err, "no memory");
+
+    switch (m->kind) {
+
+    case MODEL_FLOATS:
+        return pool_floats(be, &t);
+
+    case MODEL_TABLE:
+        return be->table(be, &t, copies, err);
+
+    /* kv_b_proj is [heads][nope + v] rows; one half of every head. */
+
+    case MODEL_UK:
+        if (!t.made) {
+            t.take = mla->nope;
+            return be->weight_t(be, &t, mla->heads, copies, err);
+        }
+
+        break;
+
+    case MODEL_UV:
+        if (!t.made) {
+            t.parts = mla->heads;
+            t.from = mla->nope;
+            t.take = mla->v;
+        }
+
+        break;
+
+    default: /* MODEL_MATRIX */
+        break;
+    }
+
+    return be->weight(be, &t, copies, err);
+}
+
+
+void
+model_item_free(const model_t *model, be_t *be, uint32_t item, void *made)
+{
+    if (model->item[item].kind == MODEL_FLOATS) {
+        be->free(be, made);
+
+    } else {
+        be->weight_free(be, made);
+    }
 }
 
 
@@ -337,120 +368,4 @@ pool_floats(be_t *be, const be_tensor_t *t)
     free(f);
 
     return made;
-}
-
-
-/*
- * kv_b_proj is [heads][nope + v] rows; one half of every head, stacked.  Heads
- * do not respect the blocks of FP8 scales, so those are applied here.
- */
-
-static void *
-pool_half(model_pool_t *pool, be_t *be, const model_item_t *item, void **kept,
-    size_t *copies, char *err)
-{
-    int                uk;
-    void              *made;
-    size_t             row_size;
-    uint8_t           *rows;
-    uint32_t           h, n, stride;
-    be_tensor_t        t;
-    const be_mla_t    *mla;
-
-    mla = &pool->model->config.mla;
-    uk = (item->kind == MODEL_UK);
-    n = uk ? mla->nope : mla->v;
-    stride = mla->nope + mla->v;
-
-    t = item->t;
-    t.rows = mla->heads * n;
-    t.scale = NULL;
-    t.dtype = (item->t.dtype == BE_BF16) ? BE_BF16 : BE_F32;
-    row_size = (size_t) t.cols * (t.dtype == BE_BF16 ? 2 : 4);
-
-    rows = malloc(t.rows * row_size);
-    if (rows == NULL) {
-        return NULL;
-    }
-
-    for (h = 0; h < mla->heads; h++) {
-        pool_rows(&item->t, h * stride + (uk ? 0 : mla->nope), n,
-                  rows + (size_t) h * n * row_size);
-    }
-
-    t.data = rows;
-
-    if (uk) {
-        made = be->weight_t(be, &t, mla->heads, copies, err);
-        free(rows);
-        return made;
-    }
-
-    made = be->weight(be, &t, copies, err);
-
-    if (made == NULL) {
-        free(rows);
-        return NULL;
-    }
-
-    *kept = rows;
-    return made;
-}
-
-
-/* Copies rows as they are; FP8 becomes float32. */
-
-static void
-pool_rows(const be_tensor_t *t, uint32_t row, uint32_t n, uint8_t *dst)
-{
-    float           v;
-    size_t          size;
-    uint32_t        i, j;
-    const float    *scale;
-    const uint8_t  *src;
-
-    if (t->dtype != BE_F8E4M3) {
-        size = (size_t) t->cols * (t->dtype == BE_BF16 ? 2 : 4);
-        memcpy(dst, (const uint8_t *) t->data + row * size, n * size);
-        return;
-    }
-
-    for (i = row; i < row + n; i++) {
-        src = (const uint8_t *) t->data + (size_t) i * t->cols;
-        scale = t->scale + (size_t) (i / 128) * t->scale_cols;
-
-        for (j = 0; j < t->cols; j++) {
-            v = pool_e4m3(src[j]) * scale[j / 128];
-            memcpy(dst, &v, sizeof(float));
-            dst += sizeof(float);
-        }
-    }
-}
-
-
-/* Four bits of exponent, bias 7; three of mantissa; 0x7f: not a number. */
-
-static float
-pool_e4m3(uint8_t v)
-{
-    float     f;
-    uint32_t  u, exp, man;
-
-    exp = (v >> 3) & 15;
-    man = v & 7;
-
-    if (exp == 0) {
-        f = (float) man / 512;
-        return (v & 0x80) ? -f : f;
-    }
-
-    u = ((uint32_t) (v & 0x80) << 24) | ((exp + 120) << 23) | (man << 20);
-
-    if (exp == 15 && man == 7) {
-        u |= 0x7fc00000;
-    }
-
-    memcpy(&f, &u, 4);
-
-    return f;
 }

@@ -1,8 +1,8 @@
 /*
- * The tensors of a model directory: model.safetensors, or the shards that
- * model.safetensors.index.json names.
+ * The tensors of a model directory: model.packed (model_packed.h), else
+ * model.safetensors, or the shards that model.safetensors.index.json names.
  *
- * A file is 8 bytes of length n, little endian; n bytes of JSON, {name:
+ * A safetensors file is 8 bytes of length n, little endian; n bytes of JSON, {name:
  * {"dtype", "shape", "data_offsets": [begin, end]}}; then the data, which the
  * tensors cover without holes or overlaps
  * (github.com/huggingface/safetensors, README and safetensors/src/tensor.rs).
@@ -34,6 +34,12 @@ typedef struct {
     uint64_t        begin;           /* in the file's data */
     uint64_t        end;
     const uint8_t  *data;
+
+    /* Of model.packed: rows and columns are two dimensions, always. */
+    int             made;
+    uint32_t        kind;            /* model_kind_t */
+    uint32_t        parts;
+    uint64_t        sum;             /* XXH3 of the data */
 } model_tensor_t;
 
 typedef struct model_shards_s  model_shards_t;
@@ -63,6 +69,9 @@ const char *model_shards_file(const model_shards_t *s, uint32_t file);
 
 /* All tensors by name. */
 const model_tensor_t *model_shards_list(const model_shards_t *s, size_t *n);
+
+/* What model.packed says of itself; NULL if the tensors are not from there. */
+const struct model_packed_s *model_shards_packed(const model_shards_t *s);
 
 /* Bytes of all files. */
 uint64_t model_shards_size(const model_shards_t *s);

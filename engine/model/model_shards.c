@@ -16,6 +16,9 @@
 
 
 static int shards_single(model_shards_t *s, const char *dir);
+static int shards_there(model_shards_t *s, const char *dir, const char *name);
+static int shards_new_file(model_shards_t *s, const char *name,
+    uint32_t *file);
 static int shards_load_index(model_shards_t *s, shard_index_t *x,
     const char *dir);
 static int shards_walk_index(model_shards_t *s, shard_index_t *x, json_t *j);
@@ -78,6 +81,7 @@ model_shards_t *
 model_shards_memory(const uint8_t *data, size_t size, const char *name,
     char *err)
 {
+    int              rc;
     uint32_t         file;
     model_shards_t  *s;
 
@@ -86,9 +90,16 @@ model_shards_memory(const uint8_t *data, size_t size, const char *name,
         return NULL;
     }
 
-    if (shards_add(s, name, &file) != 0
-        || model_shards_read(s, file, data, size) != 0 || shards_sort(s) != 0)
-    {
+    if (strcmp(name, SHARD_PACKED) == 0) {
+        rc = shards_new_file(s, name, &file);
+        rc = (rc == 0) ? model_packed_read(s, file, data, size) : rc;
+
+    } else {
+        rc = shards_add(s, name, &file);
+        rc = (rc == 0) ? model_shards_read(s, file, data, size) : rc;
+    }
+
+    if (rc != 0 || shards_sort(s) != 0) {
         model_shards_close(s);
         return NULL;
     }
@@ -137,23 +148,48 @@ model_shards_close(model_shards_t *s)
 
     free(s->file);
     free(s->tensor);
+    free(s->packed);
     free(s);
 }
 
 
-/* As Hugging Face's loader: a single file wins over an index. */
+/*
+ * Packed weights first, then as Hugging Face's loader: a single file wins over
+ * an index.
+ */
 
 static int
 shards_single(model_shards_t *s, const char *dir)
 {
+    int       rc;
+    uint32_t  file;
+
+    rc = shards_there(s, dir, SHARD_PACKED);
+
+    if (rc == 1) {
+        return shards_new_file(s, SHARD_PACKED, &file);
+    }
+
+    if (rc == 0) {
+        rc = shards_there(s, dir, "model.safetensors");
+    }
+
+    return rc == 1 ? shards_add(s, "model.safetensors", &file) : rc;
+}
+
+
+/* 1 or 0, or -1 if that cannot be told. */
+
+static int
+shards_there(model_shards_t *s, const char *dir, const char *name)
+{
     char         path[4096];
-    uint32_t     file;
     struct stat  st;
 
-    snprintf(path, sizeof(path), "%s/model.safetensors", dir);
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
 
     if (stat(path, &st) == 0) {
-        return shards_add(s, "model.safetensors", &file);
+        return 1;
     }
 
     if (errno != ENOENT) {
@@ -346,7 +382,6 @@ static int
 shards_add(model_shards_t *s, const char *name, uint32_t *file)
 {
     size_t    n;
-    shard_t  *grown;
     uint32_t  i;
 
     for (i = s->n_files; i-- > 0; /* void */ ) {
@@ -366,6 +401,15 @@ shards_add(model_shards_t *s, const char *name, uint32_t *file)
                            SHARD_SUFFIX " file in this directory", name);
     }
 
+    return shards_new_file(s, name, file);
+}
+
+
+static int
+shards_new_file(model_shards_t *s, const char *name, uint32_t *file)
+{
+    shard_t  *grown;
+
     if (s->n_files == s->max_files) {
         s->max_files = s->max_files * 2 + 16;
         grown = realloc(s->file, s->max_files * sizeof(shard_t));
@@ -378,7 +422,7 @@ shards_add(model_shards_t *s, const char *name, uint32_t *file)
     }
 
     memset(&s->file[s->n_files], 0, sizeof(shard_t));
-    memcpy(s->file[s->n_files].name, name, n + 1);
+    memcpy(s->file[s->n_files].name, name, strlen(name) + 1);
     *file = s->n_files++;
 
     return 0;
@@ -405,7 +449,7 @@ shards_map(model_shards_t *s, const char *dir, uint32_t file)
     }
 
     if (!S_ISREG(st.st_mode) || st.st_size < 8) {
-        model_error(s->err, "%s: not a safetensors file, it %s", path,
+        model_error(s->err, "%s: not a file of weights, it %s", path,
                     S_ISREG(st.st_mode) ? "has less than 8 bytes"
                                         : "is no regular file");
         goto failed;
@@ -424,7 +468,9 @@ shards_map(model_shards_t *s, const char *dir, uint32_t file)
     f->map = map;
     f->size = (size_t) st.st_size;
 
-    return model_shards_read(s, file, f->map, f->size);
+    return (strcmp(f->name, SHARD_PACKED) == 0)
+           ? model_packed_read(s, file, f->map, f->size)
+           : model_shards_read(s, file, f->map, f->size);
 
 failed:
 
@@ -541,4 +587,11 @@ model_shards_size(const model_shards_t *s)
     }
 
     return size;
+}
+
+
+const struct model_packed_s *
+model_shards_packed(const model_shards_t *s)
+{
+    return s->packed;
 }

@@ -1,5 +1,5 @@
 /*
- * What the two files behind model_safetensors.h share.
+ * What the files behind model_safetensors.h share.
  */
 
 #ifndef MODEL_MODEL_SHARDS_H
@@ -11,6 +11,7 @@
 
 #define SHARD_SUFFIX  ".safetensors"
 #define SHARD_NAME    256
+#define SHARD_PACKED  "model.packed"
 
 
 typedef struct {
@@ -27,6 +28,7 @@ struct model_shards_s {
     model_tensor_t  *tensor;
     size_t           n_tensors;
     size_t           max_tensors;
+    struct model_packed_s  *packed;  /* NULL: safetensors */
     char            *err;            /* while opening */
 };
 
@@ -55,6 +57,10 @@ model_shards_t *model_shards_new(char *err);
  * file, tensor and reason.
  */
 int model_shards_read(model_shards_t *s, uint32_t file, const uint8_t *data,
+    size_t size);
+
+/* The same of model.packed, which must be the only file. */
+int model_packed_read(model_shards_t *s, uint32_t file, const uint8_t *data,
     size_t size);
 
 /*

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "model/model_config.h"
-#include "model/model_int.h"
+#include "model/model_packed.h"
 
 
 #define WEIGHT_NAME   160
@@ -38,6 +38,8 @@ static uint32_t weights_floats(weights_t *w, uint32_t rows, uint32_t cols,
     const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 static uint32_t weights_item(weights_t *w, model_kind_t kind, uint32_t rows,
     uint32_t cols, const char *name);
+static int weights_made(weights_t *w, const model_tensor_t *t,
+    model_item_t *item);
 static int weights_shape(weights_t *w, const model_tensor_t *t,
     model_kind_t kind, uint32_t rows, uint32_t cols);
 static int weights_dtype(weights_t *w, const model_tensor_t *t,
@@ -78,15 +80,12 @@ model_weights_open(model_t *model, char *err)
         return model_error(err, "no memory for the table of layers");
     }
 
-    model->embed = weights_matrix(&w, c->vocab, c->hidden,
-                                  "model.embed_tokens.weight");
+    model->embed = weights_item(&w, MODEL_TABLE, c->vocab, c->hidden,
+                                "model.embed_tokens.weight");
     model->norm = weights_floats(&w, 1, c->hidden, "model.norm.weight");
-    model->head = model->embed;
-
-    if (!c->tied) {
-        model->head = weights_matrix(&w, c->vocab, c->hidden,
-                                     "lm_head.weight");
-    }
+    model->head = weights_matrix(&w, c->vocab, c->hidden, "%s",
+                                 c->tied ? "model.embed_tokens.weight"
+                                         : "lm_head.weight");
 
     for (i = 0; i < c->layers + c->mtp_layers && !w.failed; i++) {
         weights_layer(&w, i);
@@ -154,8 +153,8 @@ weights_layer(weights_t *w, uint32_t layer)
 static void
 weights_attention(weights_t *w, uint32_t layer)
 {
-    char                   at[64];
-    uint32_t               q_in;
+    char                   at[64], kv_b[WEIGHT_NAME];
+    uint32_t               q_in, kv_rows;
     be_mla_t               m;
     model_layer_t         *l;
     const model_config_t  *c;
@@ -183,17 +182,14 @@ weights_attention(weights_t *w, uint32_t layer)
                              "%s.kv_a_proj_with_mqa.weight", at);
     l->kv_a_norm = weights_floats(w, 1, m.kv_lora,
                                   "%s.kv_a_layernorm.weight", at);
-    l->uk = weights_matrix(w, m.heads * (m.nope + m.v), m.kv_lora,
-                           "%s.kv_b_proj.weight", at);
-    l->uv = weights_matrix(w, m.heads * (m.nope + m.v), m.kv_lora,
-                           "%s.kv_b_proj.weight", at);
+
+    snprintf(kv_b, sizeof(kv_b), "%s.kv_b_proj.weight", at);
+    kv_rows = m.heads * (m.nope + m.v);
+    l->uk = weights_item(w, MODEL_UK, kv_rows, m.kv_lora, kv_b);
+    l->uv = weights_item(w, MODEL_UV, kv_rows, m.kv_lora, kv_b);
+
     l->o = weights_matrix(w, c->hidden, m.heads * m.v, "%s.o_proj.weight",
                           at);
-
-    if (!w->failed) {
-        w->model->item[l->uk].kind = MODEL_UK;
-        w->model->item[l->uv].kind = MODEL_UV;
-    }
 }
 
 
@@ -239,7 +235,7 @@ static void
 weights_mtp(weights_t *w, uint32_t layer)
 {
     char                   name[WEIGHT_NAME];
-    uint32_t               i;
+    uint32_t               i, item;
     model_mtp_t            m;
     const model_config_t  *c;
     static const char     *copies[] = { "embed_tokens", "shared_head.head" };
@@ -264,7 +260,11 @@ weights_mtp(weights_t *w, uint32_t layer)
                  copies[i]);
 
         if (model_shards_find(w->model->shards, name) != NULL) {
-            (void) weights_matrix(w, c->vocab, c->hidden, "%s", name);
+            item = weights_matrix(w, c->vocab, c->hidden, "%s", name);
+
+            if (item != MODEL_NONE) {
+                w->model->item[item].idle = 1;
+            }
         }
     }
 }
@@ -324,6 +324,7 @@ static uint32_t
 weights_item(weights_t *w, model_kind_t kind, uint32_t rows, uint32_t cols,
     const char *name)
 {
+    char                   full[WEIGHT_NAME + 8];
     uint32_t               max;
     model_t               *model;
     model_item_t          *grown, *item;
@@ -334,6 +335,12 @@ weights_item(weights_t *w, model_kind_t kind, uint32_t rows, uint32_t cols,
     }
 
     model = w->model;
+
+    if (model_shards_packed(model->shards) != NULL) {
+        snprintf(full, sizeof(full), "%s%s", name, model_packed_suffix(kind));
+        name = full;
+    }
+
     t = model_shards_find(model->shards, name);
 
     if (t == NULL) {
@@ -363,6 +370,10 @@ weights_item(weights_t *w, model_kind_t kind, uint32_t rows, uint32_t cols,
     item->t.rows = rows;
     item->t.cols = cols;
 
+    if (t->made) {
+        return weights_made(w, t, item) == 0 ? model->n_items++ : MODEL_NONE;
+    }
+
     if (weights_shape(w, t, kind, rows, cols) != 0
         || weights_dtype(w, t, kind, &item->t.dtype) != 0)
     {
@@ -374,6 +385,49 @@ weights_item(weights_t *w, model_kind_t kind, uint32_t rows, uint32_t cols,
     }
 
     return model->n_items++;
+}
+
+
+/* An item of model.packed, whose size is known to be that of its shape. */
+
+static int
+weights_made(weights_t *w, const model_tensor_t *t, model_item_t *item)
+{
+    be_mla_t  m;
+
+    m = w->model->config.mla;
+
+    item->t.parts = 1;
+    item->t.made = 1;
+    item->t.dtype = (item->kind == MODEL_FLOATS) ? BE_F32
+                    : model_shards_packed(w->model->shards)->dtype;
+
+    if (item->kind == MODEL_TABLE) {
+        item->t.dtype = (strcmp(t->dtype, "f32") == 0) ? BE_F32 : BE_BF16;
+
+    } else if (item->kind == MODEL_UK) {
+        item->t.parts = m.heads;
+        item->t.rows = m.heads * m.kv_lora;
+        item->t.cols = m.nope;
+
+    } else if (item->kind == MODEL_UV) {
+        item->t.parts = m.heads;
+        item->t.rows = m.heads * m.v;
+    }
+
+    if (t->kind != item->kind || t->parts != item->t.parts
+        || t->dim[0] != item->t.rows || t->dim[1] != item->t.cols)
+    {
+        weights_error(w, t, "the shape is [%llu, %llu] in %u parts of kind "
+                      "%u, not [%u, %u] in %u of kind %u, as config.json says",
+                      (unsigned long long) t->dim[0],
+                      (unsigned long long) t->dim[1], t->parts, t->kind,
+                      item->t.rows, item->t.cols, item->t.parts,
+                      (unsigned) item->kind);
+        return -1;
+    }
+
+    return 0;
 }
 
 

@@ -79,6 +79,7 @@ typedef struct {
     float           logits[ROWS * 101];
 } rows_t;
 
+static be_dtype_t  weights_as;       /* BE_F32: as they are */
 static rows_t   rows_of[3];
 static int32_t  block_of[NEIGHBOUR + 1][BLOCKS];
 
@@ -97,6 +98,7 @@ compute(model_t *model, const char *path, be_dtype_t mode, const way_t *way,
     opt.backend = "cpu";
     opt.kernels = path;
     opt.compute = mode;
+    opt.weights = weights_as;
     opt.ranks = way->ranks;
     opt.threads = way->threads;
     opt.max_rows = ROWS;
@@ -386,6 +388,26 @@ test_fp8(void **state)
 }
 
 
+/* Quantised weights: the same rule. */
+
+static void
+test_quantised(void **state)
+{
+    (void) state;
+
+    weights_as = BE_F8E4M3;
+    all_ways(model_dir_fp8);
+
+    weights_as = BE_INT8;
+    all_ways(NULL);
+
+    weights_as = BE_INT4;
+    all_ways(model_dir_v2);
+
+    weights_as = BE_F32;
+}
+
+
 /* Blocks that are copied to another pool continue as in their own. */
 
 static void
@@ -538,6 +560,7 @@ main(void)
         cmocka_unit_test(test_v3),
         cmocka_unit_test(test_v2),
         cmocka_unit_test(test_fp8),
+        cmocka_unit_test(test_quantised),
         cmocka_unit_test(test_copied_blocks),
         cmocka_unit_test(test_expert_load),
         cmocka_unit_test(test_bad_step),
