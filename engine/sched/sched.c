@@ -141,9 +141,7 @@ sched_rank_open(sched_t *s, uint32_t index)
 
     rk->paused = calloc(s->opt.kv_blocks, sizeof(uint32_t));
 
-    if (kv_cache_open(&rk->cache, s->opt.kv_blocks, s->opt.boot + index,
-                      s->opt.prefix_cache)
-        != 0
+    if (sched_cache_open(s, rk) != 0
         || rk->paused == NULL || rk->entry == NULL || rk->row_id == NULL || rk->row_pos == NULL
         || rk->row_seq == NULL || rk->seq_blocks == NULL
         || rk->logit_row == NULL || rk->logits == NULL || rk->token == NULL
@@ -159,7 +157,7 @@ sched_rank_open(sched_t *s, uint32_t index)
 static void
 sched_rank_close(sched_rank_t *rk)
 {
-    kv_cache_close(&rk->cache);
+    sched_cache_close(rk);
     sample_close(rk->sample);
     free(rk->paused);
     free(rk->running);
@@ -210,6 +208,7 @@ sched_submit(sched_t *s, const sched_request_t *r, sched_seq_t **out)
     seq = calloc(1, sizeof(sched_seq_t));
     if (seq == NULL) {
         free(r->ids);
+        free(r->tags);
         free((void *) r->params.bias);
         return -1;
     }
@@ -240,6 +239,7 @@ sched_release(sched_seq_t *seq)
     free(seq->ids);
     free(seq->blocks);
     free(seq->hash);
+    free(seq->r.tags);
     free((void *) seq->r.params.bias);
     free(seq);
 }
@@ -356,6 +356,7 @@ sched_free_blocks(sched_t *s, sched_seq_t *seq)
 
     seq->n_blocks = 0;
     seq->n_public = 0;
+    seq->n_tagged = 0;
     seq->n_done = 0;
 }
 
@@ -429,6 +430,8 @@ sched_publish(sched_t *s)
     s->stats.preempted = s->preempted;
     s->stats.n_ranks = s->n_ranks;
     s->stats.tokens = 0;
+    s->stats.prompt = 0;
+    s->stats.cached = 0;
     s->stats.running = s->park.n + (s->queue.n - s->n_waiting);
 
     for (i = 0; i < s->n_ranks; i++) {
@@ -445,6 +448,8 @@ sched_publish(sched_t *s)
         st->cached = rk->cached;
 
         s->stats.tokens += rk->tokens;
+        s->stats.prompt += rk->prompt;
+        s->stats.cached += rk->cached;
         s->stats.running += rk->n_running;
     }
 

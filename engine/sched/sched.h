@@ -96,6 +96,7 @@ typedef struct {
     uint64_t  epoch;
     uint32_t  n_prompt;
     uint32_t  cached;                /* prompt tokens found so far */
+    uint32_t  tags;                  /* of the request, that lie in these */
 } sched_accepted_t;
 
 typedef struct {
@@ -127,7 +128,8 @@ typedef enum { SCHED_ECHO = 1, SCHED_OUTPUT } sched_kind_t;
  * tokens() by the leader of the sequence's rank, prompt tokens (SCHED_ECHO)
  * before others; it returns 1 to end the sequence.  finish() exactly once and
  * last, by the step thread; `data` is not touched afterwards.  stepped()
- * follows each step.  None may block.  failed(): a rank failed.
+ * follows each step.  None may block.  failed(): a rank failed.  lost(): a tag
+ * is not resident on a rank any more; by the step thread, may be NULL.
  */
 
 typedef struct {
@@ -137,7 +139,15 @@ typedef struct {
     void (*finish)(void *data, const sched_finish_t *f);
     void (*stepped)(void *ctx);
     void (*failed)(void *ctx, const char *reason);
+    void (*lost)(void *ctx, uint32_t rank, uint64_t tag);
 } sched_ops_t;
+
+/* A name for the tokens up to `last`: resident while that one's block is. */
+
+typedef struct {
+    uint64_t  tag;
+    uint32_t  last;
+} sched_tag_t;
 
 typedef struct {
     uint32_t            n_ranks;
@@ -163,8 +173,8 @@ typedef struct {
 
 /*
  * A sequence to compute.  `ids` is the prompt and, of a resumed one, `n_output`
- * ids made before; `ids` and `params.bias` are malloc'd and the scheduler's
- * from sched_submit() on, also when it fails.
+ * ids made before; `ids`, `tags` and `params.bias` are malloc'd and the
+ * scheduler's from sched_submit() on, also when it fails.
  */
 
 typedef struct {
@@ -180,6 +190,8 @@ typedef struct {
     int                ignore_eos;
     int32_t            priority;
     uint64_t           tenant[2];    /* shares blocks with its equals only */
+    sched_tag_t       *tags;         /* `last` never falls, is in the prompt */
+    uint32_t           n_tags;
     int32_t            rank_hint;    /* -1: none */
     uint64_t           rank_epoch;
     uint32_t           queue_max;    /* 0: the scheduler's own */
@@ -245,6 +257,8 @@ typedef struct {
     uint64_t            accepted;    /* since start */
     uint64_t            tokens;
     uint64_t            preempted;
+    uint64_t            prompt;      /* sums over the ranks */
+    uint64_t            cached;
     uint32_t            n_ranks;
     sched_rank_stats_t  rank[64];
 } sched_stats_t;

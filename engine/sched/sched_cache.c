@@ -9,7 +9,8 @@
  *
  * After a step the blocks that have become full are published.  One that is
  * there already, computed by two at once, is given back for the published one:
- * one arithmetic per position makes them equal.
+ * one arithmetic per position makes them equal.  A request's tags are put on
+ * the published blocks that hold their last tokens.
  */
 
 #include "sched/sched_int.h"
@@ -17,11 +18,69 @@
 #include <stdlib.h>
 
 
+static void sched_cache_evicted(void *ctx, int32_t block,
+    const kv_name_t *name, const kv_key_t *parent);
+static void sched_cache_lost(void *ctx, uint64_t tag);
 static uint32_t sched_cache_limit(const sched_seq_t *seq);
 static int sched_cache_hash(const sched_t *s, sched_seq_t *seq, uint32_t n);
 static int sched_cache_name(const sched_t *s, sched_seq_t *seq, uint32_t i,
     int32_t parent, kv_name_t *name);
 static void sched_cache_count(sched_seq_t *seq, uint32_t done);
+static void sched_cache_public(sched_rank_t *rk, sched_seq_t *seq);
+
+
+int
+sched_cache_open(sched_t *s, sched_rank_t *rk)
+{
+    if (kv_cache_open(&rk->cache, s->opt.kv_blocks, s->opt.boot + rk->index,
+                      s->opt.prefix_cache)
+        != 0)
+    {
+        return -1;
+    }
+
+    rk->cache.evict = sched_cache_evicted;
+    rk->cache.evict_ctx = rk;
+
+    return s->opt.prefix_cache
+           ? kv_tags_open(&rk->tags, s->opt.kv_blocks, sched_cache_lost, rk)
+           : 0;
+}
+
+
+void
+sched_cache_close(sched_rank_t *rk)
+{
+    kv_cache_close(&rk->cache);
+    kv_tags_close(&rk->tags);
+}
+
+
+static void
+sched_cache_evicted(void *ctx, int32_t block, const kv_name_t *name,
+    const kv_key_t *parent)
+{
+    sched_rank_t  *rk = ctx;
+
+    (void) name;
+    (void) parent;
+
+    kv_tags_drop(&rk->tags, block);
+}
+
+
+static void
+sched_cache_lost(void *ctx, uint64_t tag)
+{
+    sched_t       *s;
+    sched_rank_t  *rk = ctx;
+
+    s = rk->sched;
+
+    if (s->opt.ops->lost != NULL) {
+        s->opt.ops->lost(s->opt.ops_ctx, rk->index, tag);
+    }
+}
 
 
 /* Leading blocks that a sequence may take instead of computing them. */
@@ -183,7 +242,7 @@ sched_cache_adopt(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq)
         }
 
         seq->blocks[i] = block;
-        seq->n_public++;
+        sched_cache_public(rk, seq);
         sched_cache_count(seq, seq->n_public * KV_BLOCK);
         seq->n_done = seq->n_public * KV_BLOCK;
     }
@@ -286,6 +345,28 @@ sched_cache_publish(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq)
             seq->blocks[i] = block;
         }
 
-        seq->n_public++;
+        sched_cache_public(rk, seq);
+    }
+}
+
+
+/* One more leading block is published; it has the request's tags now. */
+
+static void
+sched_cache_public(sched_rank_t *rk, sched_seq_t *seq)
+{
+    int32_t             block;
+    const sched_tag_t  *tag;
+
+    block = seq->blocks[seq->n_public++];
+
+    for ( /* void */ ; seq->n_tagged < seq->r.n_tags; seq->n_tagged++) {
+        tag = &seq->r.tags[seq->n_tagged];
+
+        if (tag->last / KV_BLOCK >= seq->n_public) {
+            break;
+        }
+
+        kv_tags_add(&rk->tags, block, tag->tag);
     }
 }

@@ -12,6 +12,7 @@
 #include <pthread.h>
 
 #include "sched/kv_cache.h"
+#include "sched/kv_tags.h"
 #include "sched/sched.h"
 
 
@@ -62,6 +63,7 @@ struct sched_seq_s {
     uint32_t          n_blocks;
     uint32_t          cap_blocks;
     uint32_t          n_public;      /* leading blocks that are published */
+    uint32_t          n_tagged;      /* tags that these have */
 
     kv_key_t         *hash;          /* chained, of its leading full blocks */
     uint32_t          n_hash;
@@ -87,6 +89,7 @@ typedef struct {
 typedef struct {
     uint32_t          index;
     kv_cache_t        cache;
+    kv_tags_t         tags;          /* open if there is a cache */
     uint32_t         *paused;        /* [n_blocks] holders that pause */
     int               counted;       /* some of these are not 0 */
 
@@ -203,6 +206,8 @@ int sched_plan(sched_t *s);
 int sched_grow_blocks(sched_seq_t *seq, uint32_t n);
 
 /* sched_cache.c */
+int sched_cache_open(sched_t *s, sched_rank_t *rk);
+void sched_cache_close(sched_rank_t *rk);
 uint32_t sched_cache_match(const sched_t *s, const sched_rank_t *rk,
     sched_seq_t *seq, uint32_t *held);
 void sched_cache_adopt(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq);

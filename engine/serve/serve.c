@@ -38,6 +38,7 @@ static void serve_sweep(serve_t *s, uint64_t now);
 static void serve_close(serve_t *s);
 static void serve_on_step(void *ctx);
 static void serve_on_failed(void *ctx, const char *reason);
+static void serve_on_lost(void *ctx, uint32_t rank, uint64_t tag);
 
 
 static const sched_ops_t  serve_ops = {
@@ -45,7 +46,8 @@ static const sched_ops_t  serve_ops = {
     serve_on_tokens,
     serve_on_finish,
     serve_on_step,
-    serve_on_failed
+    serve_on_failed,
+    serve_on_lost
 };
 
 
@@ -431,10 +433,13 @@ serve_close(serve_t *s)
 
         if (st.steps > 0) {
             serve_log(SERVE_NOTICE, "%llu steps, %llu requests, %llu tokens, "
-                      "%llu preempted", (unsigned long long) st.steps,
+                      "%llu preempted, %llu of %llu prompt tokens cached",
+                      (unsigned long long) st.steps,
                       (unsigned long long) st.accepted,
                       (unsigned long long) st.tokens,
-                      (unsigned long long) st.preempted);
+                      (unsigned long long) st.preempted,
+                      (unsigned long long) st.cached,
+                      (unsigned long long) st.prompt);
         }
     }
 
@@ -488,4 +493,15 @@ serve_on_failed(void *ctx, const char *reason)
 
     serve_log(SERVE_ERROR, "%s", reason);
     atomic_store(&s->failed, 1);
+}
+
+
+/* The step thread is the eviction log's only writer. */
+
+static void
+serve_on_lost(void *ctx, uint32_t rank, uint64_t tag)
+{
+    serve_t  *s = ctx;
+
+    (void) chan_board_evict(s->board, rank, tag);
 }

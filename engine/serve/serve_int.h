@@ -134,6 +134,9 @@ typedef struct {
     size_t           n_resume;
     const uint8_t   *tenant;         /* NULL: the common one */
     size_t           n_tenant;
+    const chan_tag_t  *tag;          /* as they came */
+    uint32_t         n_tags;
+    sched_tag_t     *tags;           /* by token */
     tok_stop_t       stop[CHAN_STOP_MAX];
     size_t           n_stops;
     sample_bias_t   *bias;
@@ -246,6 +249,12 @@ int serve_bound(serve_req_t *r, size_t n_prompt, size_t n_resume,
     uint32_t *max_tokens, serve_fault_t *f);
 int serve_fault(serve_fault_t *f, uint32_t code, const char *param,
     const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+
+/* serve_tags.c: fill b->tags; 0, or -1 with `f` filled */
+int serve_tags_chat(serve_body_t *b, const tok_prompt_t *prompt,
+    const tok_ids_t *ids, serve_fault_t *f);
+int serve_tags_text(serve_body_t *b, const tok_ids_t *ids, uint32_t shift,
+    serve_fault_t *f);
 
 /* serve_output.c */
 void serve_on_accepted(void *data, const sched_accepted_t *a);

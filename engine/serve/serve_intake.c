@@ -252,6 +252,7 @@ serve_intake_run(serve_req_t *r)
 
     free(b.message);
     free(b.bias);
+    free(b.tags);
     tok_ids_free(&ids);
 
     if (rc != 0) {
@@ -345,8 +346,13 @@ serve_parse(serve_req_t *r, serve_body_t *b, serve_fault_t *f)
             b->n_tenant = sec.size;
             break;
 
+        case CHAN_SEC_TAGS:
+            b->tag = (const chan_tag_t *) sec.data;
+            b->n_tags = (uint32_t) (sec.size / sizeof(chan_tag_t));
+            break;
+
         default:
-            break;                   /* tags */
+            break;
         }
     }
 
@@ -525,6 +531,8 @@ serve_hand_over(serve_req_t *r, serve_body_t *b, tok_ids_t *ids,
     q.deadline_us = (uint64_t) p->deadline * 1000;
     q.hold = &r->lane->hold;
     serve_tenant(b, q.tenant);
+    q.tags = b->tags;
+    q.n_tags = b->n_tags;
 
     free(r->body);
     r->body = NULL;
@@ -538,6 +546,7 @@ serve_hand_over(serve_req_t *r, serve_body_t *b, tok_ids_t *ids,
 
     q.credit = r->credit;
     b->bias = NULL;
+    b->tags = NULL;
 
     if (sched_submit(r->serve->sched, &q, &r->seq) != 0) {
         pthread_mutex_unlock(&r->lock);

@@ -66,6 +66,7 @@ serve_on_accepted(void *data, const sched_accepted_t *a)
     head.rec.id = r->id;
     head.a.prompt_tokens = a->n_prompt;
     head.a.cached_tokens = a->cached;
+    head.a.tags_matched = a->tags;
     head.a.rank = a->rank;
     head.a.rank_epoch = a->epoch;
     head.a.seed = r->submit.seed;
@@ -184,12 +185,12 @@ serve_on_finish(void *data, const sched_finish_t *f)
 
     fin.total_us = f->ended_us - f->submitted_us;
 
-    serve_log(SERVE_INFO, "lane %u: request %llu: %s, %u + %u tokens, rank %u, "
-              "queue %llu us, first %llu us, total %llu us",
+    serve_log(SERVE_INFO, "lane %u: request %llu: %s, %u (%u cached) + %u tokens, "
+              "rank %u, queue %llu us, first %llu us, total %llu us",
               r->lane->number, (unsigned long long) r->id,
               f->reason == SCHED_STOP ? "stop"
               : f->reason == SCHED_LENGTH ? "length" : "cancelled",
-              f->n_prompt, f->n_output, f->rank,
+              f->n_prompt, f->n_cached, f->n_output, f->rank,
               (unsigned long long) fin.queue_us,
               (unsigned long long) fin.first_us,
               (unsigned long long) fin.total_us);

@@ -66,14 +66,17 @@ serve_chat(serve_req_t *r, serve_body_t *b, tok_ids_t *ids, int *reasoning,
                         prompt.n_trusted, ids, err);
     }
 
-    *reasoning = prompt.in_reasoning;
-    tok_prompt_free(&prompt);
-
     if (rc != 0) {
+        tok_prompt_free(&prompt);
         return serve_fault(f, CHAN_E_INVALID, "messages", "%s", err);
     }
 
-    return 0;
+    *reasoning = prompt.in_reasoning;
+    rc = serve_tags_chat(b, &prompt, ids, f);
+
+    tok_prompt_free(&prompt);
+
+    return rc;
 }
 
 
@@ -108,6 +111,10 @@ serve_completion(serve_req_t *r, serve_body_t *b, tok_ids_t *ids,
         if (bos + ids->n == 0) {
             return serve_fault(f, CHAN_E_INVALID, "prompt",
                                "the prompt has no tokens");
+        }
+
+        if (serve_tags_text(b, ids, (uint32_t) bos, f) != 0) {
+            return -1;
         }
 
         if (!bos) {
@@ -153,7 +160,7 @@ serve_completion(serve_req_t *r, serve_body_t *b, tok_ids_t *ids,
     ids->n = b->n_ids;
     ids->cap = b->n_ids;
 
-    return 0;
+    return serve_tags_text(b, ids, 0, f);
 }
 
 

@@ -164,6 +164,7 @@ start_with(uint32_t ranks, uint32_t batch, uint32_t queue, uint32_t lanes)
     options.sched.max_batch = batch;
     options.sched.prefill_chunk = 256;
     options.sched.queue_max = queue;
+    options.sched.prefix_cache = 1;
     options.sched.eos = &eos;
     options.sched.n_eos = 1;
     options.sched.boot = 77;
