@@ -41,7 +41,7 @@ engine();
 $t->nginx(sprintf(<<'CONF', $t->tls()), workers => 2);
     llm_engine e unix:%%%%SOCKET%%%%;
     log_format llm '$status $llm_finish_reason $llm_prompt_tokens '
-                   '$llm_completion_tokens';
+                   '$llm_completion_tokens $llm_cached_tokens';
     keepalive_requests 10000;
 
     server {
@@ -169,6 +169,37 @@ is(scalar(grep { plain($_->{text}) eq $want } $t->h2_finish($h2)), 8,
 isnt(plain($t->request('POST', '/v1/completions', { %$seeded, seed => 7 })
            ->{body}), $want, 'another seed, another answer');
 idle('a crowd');
+
+# What begins alike is computed once, for each tenant; the bytes are the same.
+
+sub cached {
+    my ($what, $want, $text, %more) = @_;
+    my $r = $t->request('POST', '/v1/completions', {
+        prompt => 'Of birds. ' . 'A falcon is a bird of prey; ' x 40 . 'and',
+        temperature => 1, seed => 5, max_tokens => 20, ignore_eos => $true,
+        %more });
+    my $u = $r->{json}{usage} // {};
+    my $full = int((($u->{prompt_tokens} // 0) - 1) / 64) * 64;
+    my $hit = $want ? $full : 0;
+
+    cmp_ok($full, '>=', 128, "$what: a prompt of blocks");
+    is($u->{prompt_tokens_details}{cached_tokens}, $hit, "$what: cached");
+    is("$u->{prompt_cache_hit_tokens} $u->{prompt_cache_miss_tokens}",
+       "$hit " . ($u->{prompt_tokens} - $hit), "$what: hit and miss");
+    is($r->{json}{choices}[0]{text}, $text, "$what: the same text")
+        if defined $text;
+    return $r->{json}{choices}[0]{text};
+}
+
+my $birds = cached('first', 0);
+cached('again', 1, $birds);
+cached('a tenant', 0, $birds, user => 'alice');
+cached('another', 0, $birds, user => 'bob');
+cached('the tenant again', 1, $birds, user => 'alice');
+cached('scored', 0, undef, echo => $true, logprobs => 1);
+like($t->read_file('logs/llm.log'), qr/^200 length \d+ 20 [1-9]\d*$/m,
+     'cached: the variable');
+idle('cached');
 
 # A request that its client leaves ends within one step, as the board shows:
 # with the slowest kernels and others running, so that a step is long beside

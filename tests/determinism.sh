@@ -1,8 +1,10 @@
 #!/bin/sh
 # The same requests give the same bytes, whatever the batch, the chunking, the
-# ranks and the threads, wherever experts move meanwhile, and when memory is so short that sequences are
-# preempted and computed again: greedy with the log-probabilities of prompt and
-# answer, and seeded, through the running engine.
+# ranks and the threads, wherever experts move meanwhile, with and without prefix
+# cache, and when memory is so short that sequences are preempted and computed
+# again: greedy with the log-probabilities of prompt and answer, and seeded,
+# through the running engine.  Scored prompts are computed in full; those of the
+# seeded requests are found in the cache then, in part or but for the last.
 #
 #     determinism.sh BUILD MODEL-DIR
 #
@@ -34,16 +36,18 @@ else
     loads="1 32"
 fi
 
-# engine RANKS THREADS CHUNK KV-MEMORY
+# start RANKS THREADS CHUNK KV-MEMORY; the very first without prefix cache
+cache=off
 start()
 {
     "$build/llm-engine" serve --model "$model" --socket "$dir/s" \
         --ranks "$1" --threads "$2" --prefill-chunk "$3" --kv-memory "$4" \
+        --prefix-cache $cache \
         --compute "${COMPUTE:-auto}" ${KERNELS:+--kernels "$KERNELS"} \
         $options \
         2>"$dir/log" &
     pid=$!
-    what="ranks $1, threads $2, chunk $3, KV $4 $options"
+    what="ranks $1, threads $2, chunk $3, KV $4, cache $cache $options"
 }
 
 stop()
@@ -55,9 +59,20 @@ stop()
         exit 1
     fi
     pid=
+
+    c=$(sed -n 's/.*, \([0-9]*\) of [0-9]* prompt tokens cached.*/\1/p' \
+        "$dir/log")
+    if [ $set$cache = firston ] && [ "${c:-0}" -eq 0 ]; then
+        echo "not ok: nothing was cached ($what)"
+        cat "$dir/log"
+        exit 1
+    fi
+    cached=$((cached + ${c:-0}))
+    cache=on
 }
 
 n=0
+cached=0
 
 # run CONCURRENT: both kinds of requests, compared with the first ones
 run()
@@ -120,6 +135,7 @@ set=grown
 requests=10
 tokens=150
 
+cache=off
 start 2 1 64 64M
 run 1
 stop
@@ -141,5 +157,5 @@ fi
 
 echo "ok: $n runs, ranks $ranks, threads $threads," \
      "chunks $chunks, $loads at a time, $preempted times preempted," \
-     "experts moved in $moved layers:" \
+     "$cached tokens from the cache, experts moved in $moved layers:" \
      "equal bytes"
