@@ -158,4 +158,6 @@ bench: all tests
 	        $(BUILD)/checkpoints/bench
 	$(BUILD)/llm-engine bench --model $(BUILD)/checkpoints/bench
 	$(BUILD)/tests/bench/bench_route
+	$(BUILD)/tests/bench/bench_prefill --model $(BUILD)/checkpoints/bench \
+	    --prompt-tokens 8192
 	BUILD=$(abspath $(BUILD)) tests/bench/front.pl

@@ -193,6 +193,8 @@ cli_stack_sched(cli_stack_t *st, const cli_engine_t *cli, sched_options_t *opt)
     opt->max_context = st->max_context;
     opt->max_batch = cli->max_batch;
     opt->prefill_chunk = cli->prefill_chunk;
+    opt->touch = conf->gate.experts > 0
+                 ? (double) conf->gate.top_k / conf->gate.experts : 0;
     opt->queue_max = cli->queue;
     opt->prefix_cache = (int) cli->prefix_cache;
     opt->cache_seed = st->fingerprint;

@@ -78,6 +78,7 @@ sched_open(const sched_options_t *opt, char *err)
     s->max_logits = sched_max_logits(opt->max_batch, opt->prefill_chunk);
     s->next_deadline = SCHED_NEVER;
     s->next_order = 1;
+    sched_cost_init(&s->cost, opt->touch);
 
     pthread_mutex_init(&s->lock, NULL);
     pthread_mutex_init(&s->step_lock, NULL);
@@ -428,6 +429,8 @@ sched_publish(sched_t *s)
     s->stats.waiting = s->n_waiting;
     s->stats.accepted = s->accepted;
     s->stats.preempted = s->preempted;
+    s->stats.busy_us = s->busy_us;
+    s->stats.guess_us = s->guess_us;
     s->stats.n_ranks = s->n_ranks;
     s->stats.tokens = 0;
     s->stats.prompt = 0;

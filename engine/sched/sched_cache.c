@@ -269,6 +269,31 @@ sched_cache_count(sched_seq_t *seq, uint32_t done)
 
 
 /*
+ * Whether a sequence is about to begin the block that another one is to begin,
+ * or in the midst of: it may as well wait for that.
+ */
+
+int
+sched_cache_shares(const sched_t *s, const sched_rank_t *rk, sched_seq_t *seq,
+    sched_seq_t *o)
+{
+    uint32_t  at;
+
+    at = seq->n_public;
+
+    return rk->cache.block != NULL && o != seq
+           && seq->n_done == at * KV_BLOCK
+           && at < sched_cache_limit(seq)
+           && o->n_done / KV_BLOCK == at && o->n_public == at
+           && (at + 1) * KV_BLOCK <= o->n_total
+           && sched_cache_hash(s, seq, at + 1) == 0
+           && sched_cache_hash(s, o, at + 1) == 0
+           && o->hash[at].lo == seq->hash[at].lo
+           && o->hash[at].hi == seq->hash[at].hi;
+}
+
+
+/*
  * Whether the block that a sequence would begin is one that another sequence
  * computes in this step.  Then it waits, and finds it published.
  */
@@ -277,27 +302,14 @@ int
 sched_cache_follows(const sched_t *s, const sched_rank_t *rk,
     sched_seq_t *seq)
 {
-    uint32_t      i, at;
+    uint32_t      i;
     sched_seq_t  *o;
-
-    at = seq->n_public;
-
-    if (rk->cache.block == NULL || seq->n_done != at * KV_BLOCK
-        || at >= sched_cache_limit(seq)
-        || sched_cache_hash(s, seq, at + 1) != 0)
-    {
-        return 0;
-    }
 
     for (i = 0; i < rk->n_running; i++) {
         o = rk->running[i];
 
         if (o->planned == SCHED_PLANNED && o->rows > 0
-            && o->n_done / KV_BLOCK == at && o->n_public == at
-            && (at + 1) * KV_BLOCK <= o->n_total
-            && sched_cache_hash(s, o, at + 1) == 0
-            && o->hash[at].lo == seq->hash[at].lo
-            && o->hash[at].hi == seq->hash[at].hi)
+            && sched_cache_shares(s, rk, seq, o))
         {
             return 1;
         }

@@ -14,10 +14,12 @@
 #include "sched/kv_cache.h"
 #include "sched/kv_tags.h"
 #include "sched/sched.h"
+#include "sched/sched_cost.h"
 
 
 #define SCHED_EOS_MAX  8
 #define SCHED_NEVER    UINT64_MAX
+#define SCHED_NO_LIMIT 1e300         /* of a step's time */
 
 typedef enum {
     SCHED_IN_NONE = 0,               /* new, or ended */
@@ -101,6 +103,14 @@ typedef struct {
     uint32_t          reserve;       /* blocks promised but not taken yet */
     uint32_t          reclaim;       /* blocks that only pausing ones hold */
 
+    uint32_t          n_planned;     /* sequences in the plan */
+    uint32_t          n_prompts;     /* that need more than one row */
+    uint64_t          prompt_rows;   /* these need in all */
+    uint32_t          logits_left;
+    sched_load_t      load;          /* of the plan so far */
+    uint64_t          oldest;        /* order of the first prompt */
+    double            lead;          /* µs it had more than the others */
+
     sched_seq_t     **entry;         /* of this step */
     uint32_t          n_entries;
     int32_t          *row_id;
@@ -162,6 +172,17 @@ struct sched_s {
     uint64_t          preempted;
     int               failed;
 
+    sched_cost_t      cost;
+    double            all_rows;      /* of the plan so far */
+    double            budget_base;   /* µs of the step without prompts */
+    double            budget;        /* with them; 0: no prompts */
+    double            account;       /* µs that prompts may take */
+    double            planned_us;    /* of the step at hand */
+    sched_load_t      load;          /* of its slowest rank */
+    uint64_t          step_from;     /* when it began */
+    uint64_t          busy_us;       /* of all steps */
+    uint64_t          guess_us;
+
     atomic_uint       n_inbox;       /* submitted, not looked at */
     atomic_uint       n_queued;      /* n_waiting, for others */
     _Atomic uint64_t  step_began;    /* µs; 0: asleep */
@@ -201,9 +222,20 @@ void sched_admit(sched_t *s, uint64_t now);
 void sched_leave_rank(sched_t *s, sched_seq_t *seq);
 void sched_preempt(sched_t *s, sched_seq_t *seq);
 
-/* sched_plan.c: sched_plan() returns 1 if there is something to compute */
+/* sched_plan.c: sched_plan() is 1 if there is something to compute */
 int sched_plan(sched_t *s);
 int sched_grow_blocks(sched_seq_t *seq, uint32_t n);
+uint32_t sched_pending(const sched_seq_t *seq);
+sched_seq_t *sched_next_prompt(const sched_rank_t *rk);
+
+/* sched_budget.c */
+void sched_budget_open(sched_t *s, uint32_t n_answers, uint32_t n_prompts);
+uint32_t sched_budget_rows(const sched_t *s, const sched_rank_t *rk,
+    const sched_seq_t *seq, uint32_t max, int first);
+void sched_budget_take(sched_t *s, sched_rank_t *rk, const sched_seq_t *seq,
+    const sched_seq_t *oldest);
+void sched_budget_close(sched_t *s);
+void sched_budget_learn(sched_t *s);
 
 /* sched_cache.c */
 int sched_cache_open(sched_t *s, sched_rank_t *rk);
@@ -211,6 +243,8 @@ void sched_cache_close(sched_rank_t *rk);
 uint32_t sched_cache_match(const sched_t *s, const sched_rank_t *rk,
     sched_seq_t *seq, uint32_t *held);
 void sched_cache_adopt(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq);
+int sched_cache_shares(const sched_t *s, const sched_rank_t *rk,
+    sched_seq_t *seq, sched_seq_t *o);
 int sched_cache_follows(const sched_t *s, const sched_rank_t *rk,
     sched_seq_t *seq);
 void sched_cache_publish(const sched_t *s, sched_rank_t *rk,

@@ -1,21 +1,25 @@
 /*
  * The plan of a step: which rows, whose blocks.
  *
- * First every sequence's share is decided, in order, so that whoever has to
- * give blocks back comes after those that take them; then the shares become
- * the batch.
+ * First every sequence's share is decided, those that answer before prompts,
+ * so that it is known what a step takes without these (sched_budget.c); in
+ * order, so that whoever has to give blocks back comes after those that take
+ * them.  Then the shares become the batch.
  */
 
 #include "sched/sched_int.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 
-static uint32_t sched_pending(const sched_seq_t *seq);
-static sched_seq_t *sched_next_prompt(sched_rank_t *rk, int shortest);
-static int sched_plan_rank(sched_t *s, sched_rank_t *rk);
+static int sched_is_prompt(const sched_seq_t *seq);
+static void sched_plan_answers(sched_t *s, sched_rank_t *rk);
+static void sched_plan_prompts(sched_t *s, sched_rank_t *rk);
+static sched_seq_t *sched_short_prompt(const sched_t *s,
+    const sched_rank_t *rk, sched_seq_t *oldest);
 static void sched_share(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
-    uint32_t *rows, uint32_t *logits);
+    uint32_t rows);
 static uint32_t sched_cover(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
     uint32_t rows);
 static sched_seq_t *sched_victim(sched_rank_t *rk, const sched_seq_t *seq);
@@ -27,9 +31,10 @@ static void sched_batch(sched_rank_t *rk);
 int
 sched_plan(sched_t *s)
 {
-    int       work;
-    uint32_t  i;
-    uint64_t  now;
+    int            work;
+    uint32_t       i, n_answers, n_prompts;
+    uint64_t       now;
+    sched_rank_t  *rk;
 
     now = sched_now(s);
 
@@ -39,27 +44,193 @@ sched_plan(sched_t *s)
     sched_admit(s, now);
     sched_refuse(s);
 
+    n_answers = 0;
+    n_prompts = 0;
+    s->all_rows = 0;
+
+    for (i = 0; i < s->n_ranks; i++) {
+        rk = &s->rank[i];
+        sched_plan_answers(s, rk);
+        n_answers += rk->n_planned;
+        n_prompts += rk->n_prompts;
+        s->all_rows += rk->load.rows;
+    }
+
+    sched_budget_open(s, n_answers, n_prompts);
     work = 0;
 
     for (i = 0; i < s->n_ranks; i++) {
-        work |= sched_plan_rank(s, &s->rank[i]);
+        rk = &s->rank[i];
+        sched_plan_prompts(s, rk);
+        sched_batch(rk);
+        work |= rk->n_entries > 0;
     }
+
+    sched_budget_close(s);
 
     return work;
 }
 
 
-static uint32_t
+uint32_t
 sched_pending(const sched_seq_t *seq)
 {
     return sched_target(seq) - seq->n_done;
 }
 
 
-/* The unplanned prompt that is next in order, or the shortest one. */
+static int
+sched_is_prompt(const sched_seq_t *seq)
+{
+    return !seq->pause && sched_pending(seq) > 1;
+}
+
+
+/*
+ * The sequences that need one row or none; what the others need is counted.
+ * Preemption may shorten the array behind the one at hand, never before it,
+ * except where one pauses.
+ */
+
+static void
+sched_plan_answers(sched_t *s, sched_rank_t *rk)
+{
+    uint32_t      i;
+    sched_seq_t  *seq;
+
+    memset(&rk->load, 0, sizeof(sched_load_t));
+    rk->logits_left = s->max_logits;
+    rk->n_planned = 0;
+    rk->n_prompts = 0;
+    rk->prompt_rows = 0;
+
+    for (i = 0; i < rk->n_running; i++) {
+        seq = rk->running[i];
+        seq->rows = 0;
+        seq->n_score = 0;
+        seq->planned = SCHED_UNPLANNED;
+
+        if (sched_is_prompt(seq)) {
+            sched_cache_adopt(s, rk, seq);
+        }
+    }
+
+    for (i = 0; i < rk->n_running && rk->n_planned < s->opt.max_batch; i++) {
+        seq = rk->running[i];
+
+        if (seq->pause || sched_is_prompt(seq)) {
+            continue;
+        }
+
+        sched_share(s, rk, seq, 1);
+
+        if (seq->planned == SCHED_PLANNED) {
+            rk->n_planned++;
+            sched_load_add(&rk->load, seq->n_done, seq->rows, seq->rows);
+        }
+
+        while (i > 0 && (i >= rk->n_running || rk->running[i] != seq)) {
+            i--;
+        }
+    }
+
+    for (i = 0; i < rk->n_running; i++) {
+        seq = rk->running[i];
+
+        if (sched_is_prompt(seq)) {
+            rk->n_prompts++;
+            rk->prompt_rows += sched_pending(seq);
+        }
+    }
+}
+
+
+/* Prompts in turn, while there are rows and time. */
+
+static void
+sched_plan_prompts(sched_t *s, sched_rank_t *rk)
+{
+    int           first;
+    uint32_t      left, rows;
+    sched_seq_t  *seq, *oldest;
+
+    left = s->opt.prefill_chunk;
+    oldest = sched_next_prompt(rk);
+    first = 1;
+
+    if (oldest == NULL || s->budget <= 0) {
+        return;
+    }
+
+    if (rk->n_prompts == 1 || rk->oldest != oldest->order) {
+        rk->oldest = oldest->order;
+        rk->lead = 0;
+    }
+
+    while (rk->n_planned < s->opt.max_batch && left > 0) {
+
+        seq = first && rk->lead <= 0 && oldest->planned == SCHED_UNPLANNED
+              ? oldest : sched_short_prompt(s, rk, oldest);
+
+        if (seq == NULL) {
+            break;
+        }
+
+        if (first && seq == oldest && rk->lead > 0) {
+            rk->lead = 0;            /* nobody else wants the time */
+        }
+
+        /* Others may compute what it is about to; see sched_cache.c. */
+
+        rows = !first && sched_cache_follows(s, rk, seq)
+               ? 0 : sched_budget_rows(s, rk, seq, left, first);
+
+        if (rows == 0) {
+            seq->planned = SCHED_PASSED;
+            continue;
+        }
+
+        sched_share(s, rk, seq, rows);
+
+        if (seq->planned == SCHED_PLANNED) {
+            first = 0;
+            rk->n_planned++;
+            left -= seq->rows;
+            sched_budget_take(s, rk, seq, oldest);
+        }
+    }
+}
+
+
+/* The unplanned prompt that is first in order. */
+
+sched_seq_t *
+sched_next_prompt(const sched_rank_t *rk)
+{
+    uint32_t      i;
+    sched_seq_t  *seq;
+
+    for (i = 0; i < rk->n_running; i++) {
+        seq = rk->running[i];
+
+        if (seq->planned == SCHED_UNPLANNED && sched_is_prompt(seq)) {
+            return seq;
+        }
+    }
+
+    return NULL;
+}
+
+
+/*
+ * The shortest of the others, of the highest priority there is among them, but
+ * none that waits for what `oldest` is about to compute; when there is none,
+ * `oldest` itself.
+ */
 
 static sched_seq_t *
-sched_next_prompt(sched_rank_t *rk, int shortest)
+sched_short_prompt(const sched_t *s, const sched_rank_t *rk,
+    sched_seq_t *oldest)
 {
     uint32_t      i;
     sched_seq_t  *seq, *best;
@@ -69,127 +240,49 @@ sched_next_prompt(sched_rank_t *rk, int shortest)
     for (i = 0; i < rk->n_running; i++) {
         seq = rk->running[i];
 
-        if (seq->pause || seq->planned != SCHED_UNPLANNED
-            || sched_pending(seq) < 2)
+        if (seq == oldest || seq->planned != SCHED_UNPLANNED
+            || !sched_is_prompt(seq))
         {
             continue;
         }
 
-        if (!shortest) {
-            return seq;
+        if (best != NULL && seq->r.priority < best->r.priority) {
+            break;                   /* in order: those behind are lower */
         }
 
-        if (best == NULL || sched_pending(seq) < sched_pending(best)) {
-            best = seq;
+        if (best != NULL && sched_pending(seq) >= sched_pending(best)) {
+            continue;
         }
+
+        if (oldest->planned == SCHED_UNPLANNED
+            && sched_cache_shares(s, rk, seq, oldest))
+        {
+            continue;
+        }
+
+        best = seq;
+    }
+
+    if (best == NULL && oldest->planned == SCHED_UNPLANNED) {
+        best = oldest;
     }
 
     return best;
 }
 
 
-static int
-sched_plan_rank(sched_t *s, sched_rank_t *rk)
-{
-    uint32_t      i, n, rows, logits, least, half;
-    sched_seq_t  *seq, *first;
-
-    for (i = 0; i < rk->n_running; i++) {
-        seq = rk->running[i];
-        seq->rows = 0;
-        seq->n_score = 0;
-        seq->planned = SCHED_UNPLANNED;
-
-        if (!seq->pause && sched_pending(seq) > 1) {
-            sched_cache_adopt(s, rk, seq);
-        }
-    }
-
-    rows = s->opt.prefill_chunk;
-    logits = s->max_logits;
-    n = 0;
-
-    /*
-     * Those that need one row or none.  Preemption may shorten the array
-     * behind the one at hand, never before it, except where one pauses.
-     */
-
-    for (i = 0; i < rk->n_running && n < s->opt.max_batch; i++) {
-        seq = rk->running[i];
-
-        if (!seq->pause && sched_pending(seq) < 2) {
-            sched_share(s, rk, seq, &rows, &logits);
-            n += seq->planned == SCHED_PLANNED;
-
-            while (i > 0 && (i >= rk->n_running || rk->running[i] != seq)) {
-                i--;
-            }
-        }
-    }
-
-    /* Prompts: what is left, but something in any case. */
-
-    least = (s->opt.prefill_chunk + 3) / 4;
-    rows = rows > least ? rows : least;
-    first = NULL;
-
-    while (n < s->opt.max_batch && rows > 0) {
-
-        seq = sched_next_prompt(rk, first != NULL);
-
-        if (seq == NULL) {
-            break;
-        }
-
-        if (first != NULL && sched_cache_follows(s, rk, seq)) {
-            seq->planned = SCHED_PASSED;
-            continue;
-        }
-
-        half = rows;
-
-        if (first == NULL && rk->n_active > 1) {
-            first = seq;
-            half = (rows + 1) / 2;
-        }
-
-        rows -= half;
-        sched_share(s, rk, seq, &half, &logits);
-        rows += half;
-
-        n += seq->planned == SCHED_PLANNED;
-    }
-
-    /* What nobody else wanted is the oldest one's, too. */
-
-    if (rows > 0 && first != NULL && first->planned == SCHED_PLANNED) {
-        rows += first->rows;
-        logits += first->n_score;
-        sched_share(s, rk, first, &rows, &logits);
-    }
-
-    sched_batch(rk);
-
-    return rk->n_entries > 0;
-}
-
-
 /*
- * Gives a sequence rows out of `rows`, and rows of logits out of `logits`,
- * of which one each is set aside for those that only decode.
+ * Gives a sequence up to `rows` rows, and rows of logits out of those that are
+ * left, of which one each is set aside for those that only decode.
  */
 
 static void
-sched_share(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t *rows,
-    uint32_t *logits)
+sched_share(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t rows)
 {
     uint32_t  want, first, score, spare;
 
     want = sched_pending(seq);
-
-    if (want > 1 && want > *rows) {
-        want = *rows;
-    }
+    want = want < rows ? want : rows;
 
     seq->planned = SCHED_PASSED;
 
@@ -197,7 +290,8 @@ sched_share(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t *rows,
 
     /* Every other sequence of the batch may need one row of logits. */
 
-    spare = *logits > s->opt.max_batch ? *logits - s->opt.max_batch : 0;
+    spare = rk->logits_left > s->opt.max_batch
+            ? rk->logits_left - s->opt.max_batch : 0;
 
     sched_score_rows(seq, want, &first, &score);
 
@@ -214,8 +308,7 @@ sched_share(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t *rows,
     seq->n_score = score;
     seq->planned = SCHED_PLANNED;
 
-    *logits -= score;
-    *rows -= want < *rows ? want : *rows;
+    rk->logits_left -= score;
 }
 
 
@@ -346,17 +439,18 @@ sched_victim(sched_rank_t *rk, const sched_seq_t *seq)
 }
 
 
-/* Turns the shares into rows. */
+/* Turns the shares into rows, and counts what they are. */
 
 static void
 sched_batch(sched_rank_t *rk)
 {
-    uint32_t      i, j, k, n, first, score;
+    uint32_t      i, j, k, n, first, score, logits;
     sched_seq_t  *seq;
 
     rk->n_entries = 0;
     rk->n_rows = 0;
     rk->n_logits = 0;
+    memset(&rk->load, 0, sizeof(sched_load_t));
 
     for (i = 0; i < rk->n_running; i++) {
         seq = rk->running[i];
@@ -367,6 +461,7 @@ sched_batch(sched_rank_t *rk)
 
         n = rk->n_rows;
         k = rk->n_entries++;
+        logits = rk->n_logits;
         rk->entry[k] = seq;
         rk->seq_blocks[k] = seq->blocks;
 
@@ -389,5 +484,7 @@ sched_batch(sched_rank_t *rk)
         }
 
         rk->n_rows += seq->rows;
+        sched_load_add(&rk->load, seq->n_done, seq->rows,
+                       rk->n_logits - logits);
     }
 }

@@ -261,6 +261,7 @@ sched_collect(sched_t *s)
     sched_rank_t  *rk;
 
     s->steps++;
+    sched_budget_learn(s);
 
     for (i = 0; i < s->n_ranks; i++) {
         rk = &s->rank[i];

@@ -30,7 +30,9 @@
 #define VOCAB     97
 #define EOS       96
 #define RANKS     4
-#define BLOCKS    64
+#ifndef BLOCKS
+#define BLOCKS    64                 /* of a rank, at most */
+#endif
 
 
 typedef struct {
@@ -70,6 +72,7 @@ static int         per_token;
 static int         cache_off;
 static uint32_t    families;         /* prompts that begin alike; 0: none */
 static uint64_t    n_computed;       /* rows */
+static uint64_t  (*step_us)(void);   /* what the planned step takes */
 
 
 static uint64_t
@@ -304,6 +307,7 @@ start(uint32_t ranks, uint32_t batch, uint32_t chunk, uint32_t blocks,
     fake_now = 1000000;
     per_token = 1;
     n_computed = 0;
+    step_us = NULL;
 }
 
 
@@ -458,10 +462,17 @@ step(void)
             sched_rank_run(sched, &sched->rank[i]);
         }
 
+        if (step_us != NULL) {
+            fake_now += step_us();
+        }
+
         sched_collect(sched);
     }
 
-    fake_now += 1000;
+    if (step_us == NULL) {
+        fake_now += 1000;
+    }
+
     assert_int_equal(atomic_load(&bad), 0);
 
     return work;
