@@ -22,7 +22,8 @@
  * waits behind it.
  *
  * ORDER.  Higher priority first, then first come first served; nothing
- * overtakes the head of the queue, so nothing starves.
+ * overtakes the head of the queue.  Where that finds no room, running ones of
+ * lower priority make it (sched_room.c): they go back into the queue.
  *
  * BLOCKS are taken when they are needed.  When a rank runs out, the sequence
  * that is last in order (those that pause before all others) gives its blocks

@@ -7,12 +7,14 @@
  * Blocks that are cached there and held by one that does not pause cost
  * nothing.
  *
- * WHICH RANK.  All ranks step together, so load must not lean to one side:
- * a rank that has SCHED_SKEW sequences and a quarter more than the emptiest
- * is out of the question while another has room.  Of the rest, that one is
- * taken on which the prompt is done first: fewest rows before it and of its
- * own, what is cached not counted.  Between equals the hint decides, then the
- * number of sequences, then the blocks.
+ * WHICH RANK.  All ranks step together and the slowest sets the time, so load
+ * must not lean to one side: a rank that has SCHED_SKEW sequences and a quarter
+ * more than the emptiest is out of the question while another has room, and so
+ * is one whose answers, by number and by KV to read, take that much longer in
+ * a step.  Of the rest, that one is taken on which the prompt is done first: by
+ * the estimated time of the prompts before it and of its own, what is cached
+ * not counted.  Between equals the hint decides, then the answers' time, their
+ * number, the blocks.
  */
 
 #include "sched/sched_int.h"
@@ -25,17 +27,15 @@
 
 typedef struct {
     sched_rank_t  *rank;
-    uint64_t       rows;             /* until its prompt is done */
+    double         us;               /* until its prompt is done */
     uint32_t       room;
     int            hinted;
     int            leans;            /* has too many sequences already */
 } sched_choice_t;
 
 
-static void sched_count(sched_rank_t *rk);
 static void sched_count_paused(sched_rank_t *rk);
 static void sched_clear_paused(sched_rank_t *rk);
-static uint32_t sched_missing(const sched_seq_t *seq);
 static uint32_t sched_room(const sched_rank_t *rk);
 static sched_rank_t *sched_choose(sched_t *s, sched_seq_t *seq);
 static int sched_fits(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
@@ -53,7 +53,7 @@ sched_admit(sched_t *s, uint64_t now)
     sched_rank_t  *rk;
 
     for (i = 0; i < s->n_ranks; i++) {
-        sched_count(&s->rank[i]);
+        sched_count(s, &s->rank[i]);
     }
 
     while ((seq = s->queue.first) != NULL) {
@@ -66,6 +66,10 @@ sched_admit(sched_t *s, uint64_t now)
         }
 
         rk = sched_choose(s, seq);
+
+        if (rk == NULL) {
+            rk = sched_make_room(s, seq);
+        }
 
         if (rk == NULL || sched_enter_rank(s, rk, seq, now) != 0) {
             break;
@@ -80,15 +84,17 @@ sched_admit(sched_t *s, uint64_t now)
 
 /* What the running sequences of a rank will need, and what they leave. */
 
-static void
-sched_count(sched_rank_t *rk)
+void
+sched_count(const sched_t *s, sched_rank_t *rk)
 {
-    uint32_t      i;
-    sched_seq_t  *seq;
+    uint32_t       i;
+    sched_seq_t   *seq;
+    sched_load_t   answers;
 
     rk->n_active = 0;
-    rk->backlog = 0;
+    rk->backlog_us = 0;
     rk->reserve = 0;
+    memset(&answers, 0, sizeof(answers));
 
     for (i = 0; i < rk->n_running; i++) {
         seq = rk->running[i];
@@ -96,10 +102,18 @@ sched_count(sched_rank_t *rk)
 
         if (!seq->pause) {
             rk->n_active++;
-            rk->backlog += sched_target(seq) - seq->n_done;
             rk->reserve += sched_missing(seq);
+            sched_load_add(&answers, sched_target(seq), 1, 1);
+
+            if (sched_pending(seq) > 1) {
+                rk->backlog_us += sched_cost_prompt(&s->cost, seq->n_done,
+                                                    sched_target(seq),
+                                                    s->opt.prefill_chunk);
+            }
         }
     }
+
+    rk->answers_us = sched_cost_part(&s->cost, &answers);
 
     sched_count_paused(rk);
 }
@@ -154,7 +168,7 @@ sched_clear_paused(sched_rank_t *rk)
 
 /* Blocks that the ids known so far and the next one need beyond those held. */
 
-static uint32_t
+uint32_t
 sched_missing(const sched_seq_t *seq)
 {
     uint32_t  need;
@@ -182,17 +196,25 @@ sched_room(const sched_rank_t *rk)
 static sched_rank_t *
 sched_choose(sched_t *s, sched_seq_t *seq)
 {
+    double          one, least_us;
     uint32_t        i, least;
+    sched_load_t    l;
     sched_rank_t   *rk;
     sched_choice_t  best, c;
 
     memset(&best, 0, sizeof(best));
     least = UINT32_MAX;
+    least_us = SCHED_NO_LIMIT;
 
     for (i = 0; i < s->n_ranks; i++) {
         rk = &s->rank[i];
         least = rk->n_active < least ? rk->n_active : least;
+        least_us = rk->answers_us < least_us ? rk->answers_us : least_us;
     }
+
+    memset(&l, 0, sizeof(l));
+    sched_load_add(&l, sched_target(seq), 1, 1);
+    one = sched_cost_part(&s->cost, &l);
 
     for (i = 0; i < s->n_ranks; i++) {
         rk = &s->rank[i];
@@ -203,7 +225,8 @@ sched_choose(sched_t *s, sched_seq_t *seq)
 
         /* A rank that leans is better than none. */
 
-        c.leans = rk->n_active > least + least / 4 + SCHED_SKEW;
+        c.leans = rk->n_active > least + least / 4 + SCHED_SKEW
+                  || rk->answers_us > 1.25 * least_us + SCHED_SKEW * one;
 
         if (best.rank == NULL || sched_better(&c, &best)) {
             best = c;
@@ -218,24 +241,39 @@ static int
 sched_fits(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
     sched_choice_t *c)
 {
-    uint32_t  need, target, cached, held;
+    uint32_t  need, cached;
 
-    target = sched_target(seq);
-    cached = sched_cache_match(s, rk, seq, &held);
-    need = kv_blocks((uint64_t) target + 1);
+    need = sched_need(s, rk, seq, &cached);
+
+    memset(c, 0, sizeof(sched_choice_t));
+    c->rank = rk;
+    c->us = rk->backlog_us
+            + sched_cost_prompt(&s->cost, cached * KV_BLOCK,
+                                sched_target(seq), s->opt.prefill_chunk);
+    c->room = sched_room(rk);
+    c->hinted = (int64_t) rk->index == seq->r.rank_hint
+                && rk->cache.epoch == seq->r.rank_epoch;
+
+    return rk->n_active < s->opt.max_batch && need <= c->room;
+}
+
+
+/* Blocks that a sequence would take from a rank; `cached` it would find. */
+
+uint32_t
+sched_need(const sched_t *s, const sched_rank_t *rk, sched_seq_t *seq,
+    uint32_t *cached)
+{
+    uint32_t  need, held;
+
+    *cached = sched_cache_match(s, rk, seq, &held);
+    need = kv_blocks((uint64_t) sched_target(seq) + 1);
 
     if (need > rk->cache.pool.n_blocks) {
         need = rk->cache.pool.n_blocks;  /* the last token needs no room */
     }
 
-    memset(c, 0, sizeof(sched_choice_t));
-    c->rank = rk;
-    c->rows = rk->backlog + target - (uint64_t) cached * KV_BLOCK;
-    c->room = sched_room(rk);
-    c->hinted = (int64_t) rk->index == seq->r.rank_hint
-                && rk->cache.epoch == seq->r.rank_epoch;
-
-    return rk->n_active < s->opt.max_batch && need - held <= c->room;
+    return need - held;
 }
 
 
@@ -246,12 +284,18 @@ sched_better(const sched_choice_t *a, const sched_choice_t *b)
         return b->leans;
     }
 
-    if (a->rows != b->rows) {
-        return a->rows < b->rows;
+    if (a->us < b->us || a->us > b->us) {
+        return a->us < b->us;
     }
 
     if (a->hinted != b->hinted) {
         return a->hinted;
+    }
+
+    if (a->rank->answers_us < b->rank->answers_us
+        || a->rank->answers_us > b->rank->answers_us)
+    {
+        return a->rank->answers_us < b->rank->answers_us;
     }
 
     if (a->rank->n_active != b->rank->n_active) {
@@ -302,7 +346,7 @@ sched_enter_rank(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint64_t now)
 
     /* With a first credit of nothing it is accepted, and pauses at once. */
 
-    sched_count(rk);
+    sched_count(s, rk);
 
     if (seq->accepted) {
         return 0;

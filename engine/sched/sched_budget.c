@@ -33,7 +33,7 @@
 #define SCHED_SHARE_MAX  3.0
 #define SCHED_GRANULE    16          /* rows; chunks are multiples of it */
 #define SCHED_WASTE      1.5         /* a small chunk's cost per row, at most */
-#define SCHED_LOWER      2.0         /* weight of lower priority's time */
+#define SCHED_LOWER      3.0         /* weight of lower priority's time */
 
 
 static double sched_even_time(const sched_t *s);

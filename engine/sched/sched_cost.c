@@ -97,6 +97,18 @@ sched_cost_time(const sched_cost_t *c, const sched_load_t *load,
 }
 
 
+double
+sched_cost_part(const sched_cost_t *c, const sched_load_t *load)
+{
+    double  x[SCHED_COST_TERMS];
+
+    cost_terms(c, load, 0, x);
+    x[0] = 0;
+
+    return cost_sum(c->factor, x);
+}
+
+
 /* The time rises with the rows, so that halving finds the most. */
 
 uint32_t

@@ -62,6 +62,9 @@ void sched_load_add(sched_load_t *load, uint32_t pos, uint32_t rows,
 double sched_cost_time(const sched_cost_t *c, const sched_load_t *load,
     double all_rows);
 
+/* Estimated µs that `load` adds to a step that is done anyway. */
+double sched_cost_part(const sched_cost_t *c, const sched_load_t *load);
+
 /*
  * The most rows, up to `max`, that a sequence at position `pos` can have
  * beside `load` within `us`; `all_rows` are those of all ranks without them.

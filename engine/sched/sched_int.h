@@ -99,7 +99,8 @@ typedef struct {
     uint32_t          n_running;
     uint32_t          cap_running;
     uint32_t          n_active;      /* not paused, as of this plan */
-    uint64_t          backlog;       /* rows that they still have to compute */
+    double            backlog_us;    /* of the prompts among them */
+    double            answers_us;    /* that they add to a step */
     uint32_t          reserve;       /* blocks promised but not taken yet */
     uint32_t          reclaim;       /* blocks that only pausing ones hold */
 
@@ -219,8 +220,15 @@ void sched_end_all(sched_t *s, sched_reason_t reason, const char *message);
 
 /* sched_admit.c */
 void sched_admit(sched_t *s, uint64_t now);
+void sched_count(const sched_t *s, sched_rank_t *rk);
+uint32_t sched_missing(const sched_seq_t *seq);
+uint32_t sched_need(const sched_t *s, const sched_rank_t *rk,
+    sched_seq_t *seq, uint32_t *cached);
 void sched_leave_rank(sched_t *s, sched_seq_t *seq);
 void sched_preempt(sched_t *s, sched_seq_t *seq);
+
+/* sched_room.c */
+sched_rank_t *sched_make_room(sched_t *s, sched_seq_t *seq);
 
 /* sched_plan.c: sched_plan() is 1 if there is something to compute */
 int sched_plan(sched_t *s);

@@ -4,7 +4,11 @@
 
 #include "sched/sched_int.h"
 
+#include <stdio.h>
 #include <stdlib.h>
+
+
+#define SCHED_WHY_LEN  128
 
 
 static void sched_arrive(sched_t *s, sched_seq_t *seq);
@@ -143,6 +147,8 @@ sched_take_events(sched_t *s)
 static void
 sched_arrive(sched_t *s, sched_seq_t *seq)
 {
+    char  why[SCHED_WHY_LEN];
+
     atomic_fetch_sub(&s->n_inbox, 1);
 
     seq->order = s->next_order++;
@@ -152,8 +158,11 @@ sched_arrive(sched_t *s, sched_seq_t *seq)
     if (kv_blocks((uint64_t) seq->r.n_prompt + seq->r.max_tokens)
         > s->opt.kv_blocks)
     {
-        sched_end(s, seq, SCHED_E_LENGTH, "the sequence needs more KV blocks "
-                  "than a rank has");
+        snprintf(why, sizeof(why), "%u prompt tokens and %u more need %u KV "
+                 "blocks, a rank has %u", seq->r.n_prompt, seq->r.max_tokens,
+                 kv_blocks((uint64_t) seq->r.n_prompt + seq->r.max_tokens),
+                 s->opt.kv_blocks);
+        sched_end(s, seq, SCHED_E_LENGTH, why);
         return;
     }
 
@@ -173,6 +182,7 @@ sched_arrive(sched_t *s, sched_seq_t *seq)
 void
 sched_refuse(sched_t *s)
 {
+    char          why[SCHED_WHY_LEN];
     uint32_t      i, n, limit;
     sched_seq_t  *seq;
 
@@ -199,7 +209,9 @@ sched_refuse(sched_t *s)
             }
 
             if (n >= limit) {
-                sched_end(s, seq, SCHED_E_QUEUE, "too many requests wait");
+                snprintf(why, sizeof(why), "too many requests wait: %u of %u",
+                         n, limit);
+                sched_end(s, seq, SCHED_E_QUEUE, why);
 
             } else {
                 n++;
@@ -269,16 +281,29 @@ sched_note_deadline(sched_t *s, const sched_seq_t *seq)
 static void
 sched_check_late(sched_t *s, sched_seq_t *seq, uint64_t now)
 {
+    char      why[SCHED_WHY_LEN];
+    uint64_t  ms;
+
     if (sched_due(seq) > now) {
         sched_note_deadline(s, seq);
+        return;
+    }
 
-    } else if (seq->accepted) {
-        sched_end(s, seq, SCHED_E_TIMEOUT, "the request's deadline passed");
+    if (seq->r.deadline_us != 0
+        && seq->r.submitted_us + seq->r.deadline_us <= now)
+    {
+        ms = seq->r.deadline_us / 1000;
+        snprintf(why, sizeof(why), "the request's deadline of %llu ms passed "
+                 "after %u tokens", (unsigned long long) ms,
+                 seq->n_total - seq->r.n_prompt);
 
     } else {
-        sched_end(s, seq, SCHED_E_TIMEOUT,
-                  "the request waited too long in the queue");
+        ms = seq->r.queue_us / 1000;
+        snprintf(why, sizeof(why), "the request waited in the queue for more "
+                 "than its limit of %llu ms", (unsigned long long) ms);
     }
+
+    sched_end(s, seq, SCHED_E_TIMEOUT, why);
 }
 
 

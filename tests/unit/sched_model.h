@@ -73,6 +73,7 @@ static int         cache_off;
 static uint32_t    families;         /* prompts that begin alike; 0: none */
 static uint64_t    n_computed;       /* rows */
 static uint64_t  (*step_us)(void);   /* what the planned step takes */
+static void      (*after_step)(void *ctx);
 
 
 static uint64_t
@@ -268,12 +269,21 @@ clock_fake(void)
 
 static const uint8_t  known[VOCAB] = { [0 ... VOCAB - 1] = 1 };
 
+static void
+on_stepped(void *ctx)
+{
+    if (after_step != NULL) {
+        after_step(ctx);
+    }
+}
+
+
 static const sched_ops_t  ops = {
-    on_accepted, on_tokens, on_finish, NULL, on_failed
+    on_accepted, on_tokens, on_finish, on_stepped, on_failed
 };
 
 
-static void
+static inline void
 start(uint32_t ranks, uint32_t batch, uint32_t chunk, uint32_t blocks,
     uint32_t queue)
 {
@@ -308,6 +318,7 @@ start(uint32_t ranks, uint32_t batch, uint32_t chunk, uint32_t blocks,
     per_token = 1;
     n_computed = 0;
     step_us = NULL;
+    after_step = NULL;
 }
 
 
