@@ -6,6 +6,7 @@
 
 
 #define NGX_HTTP_LLM_SENT_TIME  5000     /* ms; then a step should have been */
+#define NGX_HTTP_LLM_SHOWN_MAX  (1u << 30)
 
 
 /* What is known of the ranks at this moment. */
@@ -21,8 +22,8 @@ typedef struct {
 
 static ngx_int_t ngx_http_llm_pick_read(ngx_http_llm_pick_t *pick,
     ngx_http_llm_prefix_engine_t *engine, chan_board_t *board);
-static uint64_t ngx_http_llm_pick_sent(ngx_http_llm_prefix_rank_t *rank,
-    uint64_t step);
+static uint64_t ngx_http_llm_pick_load(ngx_http_llm_prefix_rank_t *rank,
+    uint32_t shown, uint64_t step);
 static ngx_int_t ngx_http_llm_pick_best(ngx_http_llm_pick_t *pick,
     const ngx_http_llm_pick_conf_t *conf, const uint32_t *depth,
     ngx_uint_t ntags, uint64_t turn);
@@ -65,7 +66,7 @@ static ngx_int_t
 ngx_http_llm_pick_read(ngx_http_llm_pick_t *pick,
     ngx_http_llm_prefix_engine_t *engine, chan_board_t *board)
 {
-    uint32_t            i;
+    uint32_t            i, shown;
     chan_board_rank_t   rank;
     chan_board_state_t  state;
 
@@ -85,10 +86,11 @@ ngx_http_llm_pick_read(ngx_http_llm_pick_t *pick,
 
         /* An engine may write anything: sums must not overflow. */
 
-        pick->load[i] = (rank.running & UINT32_MAX)
-                        + (rank.waiting & UINT32_MAX)
-                        + ngx_http_llm_pick_sent(&engine->rank[i],
-                                                 state.step);
+        shown = ngx_min(rank.running, NGX_HTTP_LLM_SHOWN_MAX)
+                + ngx_min(rank.waiting, NGX_HTTP_LLM_SHOWN_MAX);
+
+        pick->load[i] = ngx_http_llm_pick_load(&engine->rank[i], shown,
+                                               state.step);
         pick->room[i] = rank.blocks_free;
         pick->sum += pick->load[i];
         pick->least = ngx_min(pick->least, pick->load[i]);
@@ -99,15 +101,21 @@ ngx_http_llm_pick_read(ngx_http_llm_pick_t *pick,
 
 
 /*
- * The board shows a request after the step that took it in, so what was sent
- * counts for the step that was under way then, and for the one after.
+ * The board shows a request after the step that took it in, at the latest.
+ * For the step that was under way when requests were sent, and the one after,
+ * a rank has at least what was shown before and these; then the board is
+ * right again, whatever became of them.
  */
 
 static uint64_t
-ngx_http_llm_pick_sent(ngx_http_llm_prefix_rank_t *rank, uint64_t step)
+ngx_http_llm_pick_load(ngx_http_llm_prefix_rank_t *rank, uint32_t shown,
+    uint64_t step)
 {
+    uint64_t  load;
+
     if (rank->step != step) {
         rank->sent[1] = rank->step + 1 == step ? rank->sent[0] : 0;
+        rank->base[1] = rank->base[0];
         rank->sent[0] = 0;
         rank->step = step;
     }
@@ -117,7 +125,14 @@ ngx_http_llm_pick_sent(ngx_http_llm_prefix_rank_t *rank, uint64_t step)
         rank->sent[1] = 0;
     }
 
-    return (uint64_t) rank->sent[0] + rank->sent[1];
+    if (rank->sent[0] == 0) {
+        rank->base[0] = shown;
+    }
+
+    load = (uint64_t) rank->sent[0] + rank->sent[1]
+           + (rank->sent[1] != 0 ? rank->base[1] : rank->base[0]);
+
+    return ngx_max(load, shown);
 }
 
 

@@ -57,8 +57,9 @@
 
 typedef struct {
     uint64_t                     epoch;
-    uint64_t                     step;     /* that `sent` counts from */
-    uint32_t                     sent[2];  /* since it, and in the one before */
+    uint64_t                     step;     /* of sent[0]; sent[1] the last */
+    uint32_t                     sent[2];  /* requests in those steps */
+    uint32_t                     base[2];  /* shown by the board before them */
     uint32_t                     when;     /* ms, of the last one sent */
     uint16_t                     voided;   /* older serials' bits are void */
 } ngx_http_llm_prefix_rank_t;
@@ -157,8 +158,8 @@ void ngx_http_llm_prefix_held(ngx_http_llm_prefix_t *zone,
 /*
  * The choice (ngx_http_llm_pick.c).
  *
- * A rank's load is the number of requests that run or wait there, plus those
- * sent there that the board cannot show yet.  A rank is overloaded if its load
+ * A rank's load is the number of requests that run or wait there, with those
+ * sent there that the board does not show yet.  A rank is overloaded if its load
  * exceeds the least by more than `max_skew` and is more than a quarter above
  * the mean.  Of the others the one that holds most of the prompt is picked,
  * and of several with the same the least loaded; less than `min_match` percent

@@ -856,6 +856,26 @@ test_pick_sent(void **state)
     assert_int_equal(ngx_http_llm_pick(&f.zone, f.engine, f.board, &conf, d,
                                        9, 5, &epoch), 3);
 
+    /* Those that the board shows in the same step do not count twice. */
+
+    f.state.step += 2;
+    publish(&f);
+
+    for (i = 0; i < 5; i++) {
+        assert_int_equal(ngx_http_llm_pick(&f.zone, f.engine, f.board, &conf,
+                                           d, 9, 1, &epoch), 3);
+        f.rank[3].waiting = (uint64_t) i + 1;
+        publish(&f);
+    }
+
+    assert_int_not_equal(ngx_http_llm_pick(&f.zone, f.engine, f.board, &conf,
+                                           d, 9, 1, &epoch), 3);
+    f.rank[3].waiting = 0;
+    f.state.step += 2;
+    publish(&f);
+    assert_int_equal(ngx_http_llm_pick(&f.zone, f.engine, f.board, &conf, d,
+                                       9, 5, &epoch), 3);
+
     /* Without steps, time does. */
 
     assert_int_not_equal(ngx_http_llm_pick(&f.zone, f.engine, f.board, &conf,
