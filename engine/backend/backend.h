@@ -204,6 +204,13 @@ struct be_s {
         const be_mla_t *mla, char *err);
     void (*kv_free)(be_t *be, be_kv_t *kv);
     size_t (*kv_block_size)(const be_kv_t *kv);      /* all layers, bytes */
+
+    /*
+     * A block to host memory and back, kv_block_size() bytes.  Any thread may
+     * call them, and while the leader computes: for blocks that no row of its
+     * steps uses meanwhile.  They return when it is done; a device uses a
+     * stream of its own for them.
+     */
     void (*kv_read)(be_t *be, be_kv_t *kv, int32_t block, void *dst);
     void (*kv_write)(be_t *be, be_kv_t *kv, int32_t block, const void *src);
 

@@ -23,6 +23,7 @@ typedef struct {
     const char           *compute;   /* "f32", "bf16" */
     const char           *path;      /* of kernels */
     size_t                block_size;    /* bytes of a KV block */
+    kv_disk_options_t     disk;
 } cli_stack_t;
 
 
@@ -40,5 +41,12 @@ void cli_stack_close(cli_stack_t *st);
 /* The part of a scheduler's options that follows from the stack. */
 void cli_stack_sched(cli_stack_t *st, const cli_engine_t *cli,
     sched_options_t *opt);
+
+/*
+ * Adds the disk tier that the command line asks for, if it does; `log` is
+ * told what kv_disk.h says.
+ */
+void cli_stack_disk(cli_stack_t *st, const cli_engine_t *cli,
+    sched_options_t *opt, void (*log)(int warning, const char *message));
 
 #endif /* CLI_CLI_ENGINE_H */

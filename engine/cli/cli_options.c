@@ -122,6 +122,7 @@ cli_defaults(cli_engine_t *opt)
     opt->socket_mode = 0600;
     opt->queue = 1024;
     opt->prefix_cache = 1;
+    opt->kv_cache_size = UINT64_C(16) << 30;
     opt->max_lanes = 1024;
 }
 
@@ -182,6 +183,12 @@ cli_table(cli_parser_t *p, cli_engine_t *opt)
           { "balance-gain", "PERCENT", CLI_FLOAT, &opt->balance_gain,
             "they move if that relieves the busiest rank by as much", 0,
             100 } },
+        { CLI_G_SERVE,
+          { "kv-cache-dir", "DIR", CLI_STRING, &opt->kv_cache_dir,
+            "directory for cached KV blocks, of this engine alone" } },
+        { CLI_G_SERVE,
+          { "kv-cache-size", "SIZE", CLI_SIZE, &opt->kv_cache_size,
+            "bytes in it at most (default: 16G)", 1 } },
         { CLI_G_SERVE,
           { "model-name", "NAME[,ALIAS]", CLI_STRING, &opt->model_name,
             "names the model is served under (default: directory)" } },
@@ -708,6 +715,13 @@ cli_check(cli_parser_t *p, cli_engine_t *opt)
 {
     if ((p->cmd->groups & CLI_G_MODEL) != 0 && opt->model == NULL) {
         cli_error("%s: --model is required", p->cmd->name);
+        return CLI_EXIT_USAGE;
+    }
+
+    if ((p->cmd->groups & CLI_G_SERVE) != 0 && opt->kv_cache_dir != NULL
+        && !opt->prefix_cache)
+    {
+        cli_error("--kv-cache-dir is of no use with --prefix-cache off");
         return CLI_EXIT_USAGE;
     }
 

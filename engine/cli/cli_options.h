@@ -115,6 +115,8 @@ typedef struct {
     double       balance_gain;       /* percent that is worth a move */
 
     /* CLI_G_SERVE */
+    const char  *kv_cache_dir;       /* or NULL */
+    uint64_t     kv_cache_size;      /* bytes */
     const char  *model_name;         /* NAME[,ALIAS…] or NULL */
     const char  *socket;
     uint32_t     socket_mode;

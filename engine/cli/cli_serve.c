@@ -16,6 +16,7 @@
 #define CLI_GRACE_S  30
 
 
+static void cli_serve_log(int warning, const char *message);
 static int cli_serve_group(const cli_engine_t *cli, gid_t *gid);
 static void cli_serve_experts(void *ctx, uint32_t rank, uint64_t *load_max,
     uint64_t *moves);
@@ -86,6 +87,7 @@ cli_serve(int argc, char **argv)
     opt.experts_ctx = &st;
 
     cli_stack_sched(&st, &cli, &opt.sched);
+    cli_stack_disk(&st, &cli, &opt.sched, cli_serve_log);
 
     snprintf(ready, sizeof(ready), "ready: %s, %s, fingerprint %016llx, "
              "ranks %u, threads %u, %s %s, KV blocks %u of %zu bytes per rank, "
@@ -106,6 +108,13 @@ cli_serve(int argc, char **argv)
     serve_log(SERVE_NOTICE, "exit");
 
     return rc != 0;
+}
+
+
+static void
+cli_serve_log(int warning, const char *message)
+{
+    serve_log(warning ? SERVE_WARN : SERVE_NOTICE, "%s", message);
 }
 
 

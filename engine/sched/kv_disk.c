@@ -541,6 +541,28 @@ kv_disk_done(kv_disk_t *d)
 
 
 void
+kv_disk_ready(kv_disk_t *d, uint64_t limit_us)
+{
+    uint64_t         until;
+    struct timespec  ts;
+
+    until = kv_disk_now() + limit_us;
+    ts.tv_sec = (time_t) (until / 1000000);
+    ts.tv_nsec = (long) (until % 1000000) * 1000;
+
+    pthread_mutex_lock(&d->lock);
+
+    while (!d->ready && d->busy
+           && pthread_cond_timedwait(&d->room, &d->lock, &ts) == 0)
+    {
+        /* void */
+    }
+
+    pthread_mutex_unlock(&d->lock);
+}
+
+
+void
 kv_disk_settle(kv_disk_t *d)
 {
     pthread_mutex_lock(&d->lock);

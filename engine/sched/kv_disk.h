@@ -94,6 +94,9 @@ typedef struct {
 } kv_disk_stats_t;
 
 
+/* The monotonic clock of all times in here, µs. */
+uint64_t kv_disk_now(void);
+
 /*
  * NULL with the reason in `err` (KV_DISK_ERR_LEN): the directory is another
  * engine's, cannot be made or opened, the size is less than one block's.
@@ -137,7 +140,11 @@ int kv_disk_keep(kv_disk_t *d, uint32_t rank, int32_t block,
 void kv_disk_restore(kv_disk_t *d, kv_restore_t *job);
 kv_restore_t *kv_disk_done(kv_disk_t *d);
 
-/* Waits until the directory was looked through and all is written and read. */
+/*
+ * kv_disk_ready() waits until the directory was looked through, for at most
+ * `limit_us`; kv_disk_settle() until all is written and read, too.
+ */
+void kv_disk_ready(kv_disk_t *d, uint64_t limit_us);
 void kv_disk_settle(kv_disk_t *d);
 
 void kv_disk_stats(kv_disk_t *d, kv_disk_stats_t *st);

@@ -66,7 +66,11 @@ kv_disk_attach(kv_disk_t *d, char *err)
     if (flock(d->lock_fd, LOCK_EX | LOCK_NB) != 0) {
 
         if (errno == EWOULDBLOCK) {
-            what = "another engine uses the directory";
+            snprintf(err, KV_DISK_ERR_LEN, "%.300s: another engine uses the "
+                     "directory", d->path);
+            kv_disk_detach(d);
+            errno = EWOULDBLOCK;
+            return -1;
         }
 
         goto failed;

@@ -85,7 +85,6 @@ struct kv_disk_s {
 
 
 /* kv_disk.c */
-uint64_t kv_disk_now(void);
 int64_t kv_disk_stamp(kv_disk_t *d);
 void kv_disk_forget(kv_disk_t *d, kv_entry_t *e);
 void kv_disk_free_slot(kv_disk_t *d, int32_t i);

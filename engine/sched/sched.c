@@ -109,6 +109,11 @@ sched_open(const sched_options_t *opt, char *err)
         }
     }
 
+    if (sched_disk_open(s, err) != 0) {
+        sched_close(s);
+        return NULL;
+    }
+
     sched_publish(s);
 
     return s;
@@ -184,6 +189,7 @@ sched_close(sched_t *s)
     }
 
     sched_stop(s);
+    sched_disk_close(s);
 
     for (i = 0; i < s->n_ranks; i++) {
         sched_rank_close(&s->rank[i]);

@@ -51,10 +51,12 @@
 #include <stdint.h>
 
 #include "sample/sample.h"
+#include "sched/kv_disk.h"
 
 
 #define SCHED_ERR_LEN   512
 #define SCHED_TOP_MAX   20
+#define SCHED_RANKS_MAX 64
 
 typedef struct sched_s      sched_t;
 typedef struct sched_seq_s  sched_seq_t;
@@ -164,6 +166,7 @@ typedef struct {
     uint32_t            queue_max;
     int                 prefix_cache;    /* 0: each computes its own */
     uint64_t            cache_seed;  /* of the model; chained hashes */
+    const kv_disk_options_t  *disk;  /* NULL: none; without prefix_cache, too */
     const int32_t      *eos;         /* copied */
     uint32_t            n_eos;
     uint64_t            boot;        /* random; epochs start from it */
@@ -224,6 +227,12 @@ void sched_stop(sched_t *s);
 void sched_close(sched_t *s);
 
 /*
+ * Between sched_stop() and sched_close(): writes the cached blocks to disk,
+ * those used last first, for at most about `limit_us`.
+ */
+void sched_keep(sched_t *s, uint64_t limit_us);
+
+/*
  * Hands a sequence over; finish() will be called, unless -1 is returned (no
  * memory).  `*seq` is set before any callback can run.  The sequence is
  * referred to twice, by the scheduler and by the caller, who gives it back
@@ -266,11 +275,14 @@ typedef struct {
     uint64_t            busy_us;     /* in steps */
     uint64_t            guess_us;    /* that they were planned to take */
     uint32_t            n_ranks;
-    sched_rank_stats_t  rank[64];
+    sched_rank_stats_t  rank[SCHED_RANKS_MAX];
 } sched_stats_t;
 
 /* A consistent copy, as of the last step. */
 void sched_stats(sched_t *s, sched_stats_t *st);
+
+/* Of the disk tier; 0, or -1: there is none. */
+int sched_disk_stats(sched_t *s, kv_disk_stats_t *st);
 
 /* Sequences that wait, those not yet looked at included. */
 uint32_t sched_waiting(sched_t *s);

@@ -21,10 +21,6 @@
 static void sched_cache_evicted(void *ctx, int32_t block,
     const kv_name_t *name, const kv_key_t *parent);
 static void sched_cache_lost(void *ctx, uint64_t tag);
-static uint32_t sched_cache_limit(const sched_seq_t *seq);
-static int sched_cache_hash(const sched_t *s, sched_seq_t *seq, uint32_t n);
-static int sched_cache_name(const sched_t *s, sched_seq_t *seq, uint32_t i,
-    int32_t parent, kv_name_t *name);
 static void sched_cache_count(sched_seq_t *seq, uint32_t done);
 static void sched_cache_public(sched_rank_t *rk, sched_seq_t *seq);
 
@@ -62,9 +58,7 @@ sched_cache_evicted(void *ctx, int32_t block, const kv_name_t *name,
 {
     sched_rank_t  *rk = ctx;
 
-    (void) name;
-    (void) parent;
-
+    sched_disk_store(rk, block, name, parent);
     kv_tags_drop(&rk->tags, block);
 }
 
@@ -85,7 +79,7 @@ sched_cache_lost(void *ctx, uint64_t tag)
 
 /* Leading blocks that a sequence may take instead of computing them. */
 
-static uint32_t
+uint32_t
 sched_cache_limit(const sched_seq_t *seq)
 {
     uint32_t  target;
@@ -102,7 +96,7 @@ sched_cache_limit(const sched_seq_t *seq)
 
 /* Sees that the hashes of the first `n` blocks are there; 0, or -1. */
 
-static int
+int
 sched_cache_hash(const sched_t *s, sched_seq_t *seq, uint32_t n)
 {
     uint32_t   cap;
@@ -141,7 +135,7 @@ sched_cache_hash(const sched_t *s, sched_seq_t *seq, uint32_t n)
 
 /* The name of a sequence's block `i`, all of whose ids are known. */
 
-static int
+int
 sched_cache_name(const sched_t *s, sched_seq_t *seq, uint32_t i,
     int32_t parent, kv_name_t *name)
 {

@@ -70,6 +70,7 @@ struct sched_seq_s {
     kv_key_t         *hash;          /* chained, of its leading full blocks */
     uint32_t          n_hash;
     uint32_t          cap_hash;
+    uint32_t          fetched;       /* block asked of the disk, plus one */
 
     int               pause;         /* as this plan saw it */
     uint32_t          rows;          /* of the step at hand */
@@ -88,10 +89,23 @@ typedef struct {
     uint32_t      n;
 } sched_list_t;
 
+/* Blocks that a rank has read from disk, see sched_disk.c. */
+
+typedef struct sched_fetch_s  sched_fetch_t;
+
+struct sched_fetch_s {
+    kv_restore_t    job;             /* holds the blocks it reads into */
+    sched_fetch_t  *next;            /* of the rank */
+    uint32_t        first;           /* number of its first block */
+    int32_t        *front;           /* [first] blocks before it, held */
+    int             wanted;          /* as of this plan */
+};
+
 typedef struct {
     uint32_t          index;
     kv_cache_t        cache;
     kv_tags_t         tags;          /* open if there is a cache */
+    sched_fetch_t    *fetches;       /* blocks that are being read */
     uint32_t         *paused;        /* [n_blocks] holders that pause */
     int               counted;       /* some of these are not 0 */
 
@@ -173,6 +187,8 @@ struct sched_s {
     uint64_t          preempted;
     int               failed;
 
+    kv_disk_t        *disk;          /* NULL: none */
+
     sched_cost_t      cost;
     double            all_rows;      /* of the plan so far */
     double            budget_base;   /* µs of the step without prompts */
@@ -248,6 +264,10 @@ void sched_budget_learn(sched_t *s);
 /* sched_cache.c */
 int sched_cache_open(sched_t *s, sched_rank_t *rk);
 void sched_cache_close(sched_rank_t *rk);
+uint32_t sched_cache_limit(const sched_seq_t *seq);
+int sched_cache_hash(const sched_t *s, sched_seq_t *seq, uint32_t n);
+int sched_cache_name(const sched_t *s, sched_seq_t *seq, uint32_t i,
+    int32_t parent, kv_name_t *name);
 uint32_t sched_cache_match(const sched_t *s, const sched_rank_t *rk,
     sched_seq_t *seq, uint32_t *held);
 void sched_cache_adopt(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq);
@@ -257,6 +277,16 @@ int sched_cache_follows(const sched_t *s, const sched_rank_t *rk,
     sched_seq_t *seq);
 void sched_cache_publish(const sched_t *s, sched_rank_t *rk,
     sched_seq_t *seq);
+
+/* sched_disk.c */
+int sched_disk_open(sched_t *s, char *err);
+void sched_disk_quiet(sched_t *s);
+void sched_disk_close(sched_t *s);
+void sched_disk_store(sched_rank_t *rk, int32_t block, const kv_name_t *name,
+    const kv_key_t *parent);
+int sched_disk_waits(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq);
+void sched_disk_collect(sched_t *s);
+void sched_disk_give_up(sched_t *s);
 
 /* sched_rank.c */
 void sched_rank_run(sched_t *s, sched_rank_t *rk);

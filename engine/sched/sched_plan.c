@@ -39,6 +39,7 @@ sched_plan(sched_t *s)
     now = sched_now(s);
 
     sched_take_events(s);
+    sched_disk_collect(s);
     sched_expire(s, now);
     sched_unpark(s);
     sched_admit(s, now);
@@ -67,6 +68,7 @@ sched_plan(sched_t *s)
     }
 
     sched_budget_close(s);
+    sched_disk_give_up(s);
 
     return work;
 }
@@ -112,6 +114,10 @@ sched_plan_answers(sched_t *s, sched_rank_t *rk)
 
         if (sched_is_prompt(seq)) {
             sched_cache_adopt(s, rk, seq);
+
+            if (sched_disk_waits(s, rk, seq)) {
+                seq->planned = SCHED_PASSED;
+            }
         }
     }
 

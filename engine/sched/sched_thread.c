@@ -76,6 +76,7 @@ sched_stop(sched_t *s)
     sched_take_events(s);
     sched_refuse(s);
     sched_end_all(s, SCHED_E_SHUTDOWN, "the engine is going down");
+    sched_disk_quiet(s);
     sched_publish(s);
 }
 

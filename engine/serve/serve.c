@@ -21,6 +21,7 @@
 #define SERVE_EVENTS      64
 #define SERVE_DRAIN_MS    20         /* how often the end is looked for */
 #define SERVE_LINGER_MS   100        /* workers read their last events */
+#define SERVE_KEEP_US     20000000   /* cached blocks to disk, at the end */
 #define SERVE_LANE_FILES  3          /* socket and two bells */
 #define SERVE_OTHER_FILES 256
 
@@ -36,6 +37,7 @@ static void serve_drain(serve_t *s);
 static int serve_drained(serve_t *s);
 static void serve_sweep(serve_t *s, uint64_t now);
 static void serve_close(serve_t *s);
+static void serve_keep(serve_t *s);
 static void serve_on_step(void *ctx);
 static void serve_on_failed(void *ctx, const char *reason);
 static void serve_on_lost(void *ctx, uint32_t rank, uint64_t tag);
@@ -455,6 +457,7 @@ serve_close(serve_t *s)
         serve_sweep(s, 0);
     }
 
+    serve_keep(s);
     sched_close(s->sched);
 
     if (s->board != NULL) {
@@ -476,6 +479,29 @@ serve_close(serve_t *s)
     pthread_mutex_destroy(&s->board_lock);
     free(s->known);
     free(s);
+}
+
+
+/* The workers know already that the engine goes; who said "at once" is heard. */
+
+static void
+serve_keep(serve_t *s)
+{
+    kv_disk_stats_t  st;
+
+    if (s->sched == NULL || sched_disk_stats(s->sched, &st) != 0) {
+        return;
+    }
+
+    if (atomic_load(&s->draining) && s->drain_us != 0) {
+        sched_keep(s->sched, SERVE_KEEP_US);
+        (void) sched_disk_stats(s->sched, &st);
+    }
+
+    serve_log(SERVE_NOTICE, "KV cache: %u blocks of %llu bytes; %llu were "
+              "written, %llu read", st.files, (unsigned long long) st.used,
+              (unsigned long long) st.stored,
+              (unsigned long long) st.restored);
 }
 
 

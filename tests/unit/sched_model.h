@@ -72,6 +72,8 @@ static int         per_token;
 static int         cache_off;
 static uint32_t    families;         /* prompts that begin alike; 0: none */
 static uint64_t    n_computed;       /* rows */
+
+static kv_disk_options_t  *disk_options;     /* NULL: no disk tier */
 static uint64_t  (*step_us)(void);   /* what the planned step takes */
 static void      (*after_step)(void *ctx);
 
@@ -305,6 +307,7 @@ start(uint32_t ranks, uint32_t batch, uint32_t chunk, uint32_t blocks,
     o.n_eos = 1;
     o.boot = 1000;
     o.prefix_cache = !cache_off;
+    o.disk = disk_options;
     o.step = fake_step;
     o.ops = &ops;
     o.now = clock_fake;
@@ -384,6 +387,33 @@ submit(req_t *r, uint32_t n_prompt, uint32_t max_tokens)
 }
 
 
+/* Blocks that are being read, and those in front of them. */
+
+static inline uint32_t
+hold_fetches(const sched_rank_t *rk, uint32_t *refs)
+{
+    uint32_t        i, held;
+    sched_fetch_t  *f;
+
+    held = 0;
+
+    for (f = rk->fetches; f != NULL; f = f->next) {
+        for (i = 0; i < f->first; i++) {
+            held += refs[f->front[i]]++ == 0;
+            CHECK(rk->cache.block[f->front[i]].published);
+        }
+
+        for (i = 0; i < f->job.n; i++) {
+            held += refs[f->job.block[i]]++ == 0;
+            CHECK(refs[f->job.block[i]] == 1);
+            CHECK(!rk->cache.block[f->job.block[i]].published);
+        }
+    }
+
+    return held;
+}
+
+
 /*
  * Every block is held as often as it is counted, or idle, or free; those with
  * more than one holder hold the same ids of the same tenant.
@@ -424,6 +454,8 @@ invariants_rank(sched_rank_t *rk)
                   == 0);
         }
     }
+
+    held += hold_fetches(rk, refs);
 
     for (b = 0; (uint32_t) b < rk->cache.pool.n_blocks; b++) {
         CHECK(refs[b] == rk->cache.pool.refs[b]);
