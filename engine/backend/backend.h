@@ -15,8 +15,8 @@
  * DETERMINISM.  The result of a row must not depend on how many rows there
  * are, which row it is, how work was split over threads, or on other rows:
  * one order of summation per output element for each (operation, shape,
- * kernel path).  Attention sums KV in 64-token blocks in order of position
- * (running maximum and sum, one rescale per block).
+ * kernel path).  Attention goes by runs of 512 tokens, cut by position: a
+ * maximum and sums for each, merged in order.
  */
 
 #ifndef BE_BACKEND_H

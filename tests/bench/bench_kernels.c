@@ -366,7 +366,10 @@ bench_experts(bench_t *b, uint32_t per, uint32_t n, uint32_t hidden,
 }
 
 
-/* rows == 1: decode at that context; else the last rows of a prefill. */
+/*
+ * rows == 1: decode at that context, in layers as many as do not fit into the
+ * cache, one after the other; else the last rows of a prefill.
+ */
 
 static void
 bench_attend(bench_t *b, uint32_t rows, uint32_t context, uint32_t heads,
@@ -378,7 +381,7 @@ bench_attend(bench_t *b, uint32_t rows, uint32_t context, uint32_t heads,
     int32_t        *ids;
     be_kv_t        *kv;
     be_mla_t        mla;
-    uint32_t        i, blocks, *pos, *seq;
+    uint32_t        i, blocks, layers, *pos, *seq;
     be_batch_t      batch;
     const int32_t  *table[1];
 
@@ -400,7 +403,10 @@ bench_attend(bench_t *b, uint32_t rows, uint32_t context, uint32_t heads,
     ids = malloc(blocks * sizeof(int32_t));
     pos = malloc(rows * sizeof(uint32_t));
     seq = calloc(rows, sizeof(uint32_t));
-    kv = b->be->kv_open(b->be, 1, blocks, &mla, err);
+    layers = (rows > 1) ? 1
+             : (uint32_t) (BENCH_BYTES / ((size_t) context * (kv_lora + rope)
+                                          * 2)) + 1;
+    kv = b->be->kv_open(b->be, layers, blocks, &mla, err);
 
     if (ids == NULL || pos == NULL || seq == NULL || kv == NULL) {
         exit(1);
@@ -438,10 +444,12 @@ bench_attend(bench_t *b, uint32_t rows, uint32_t context, uint32_t heads,
     batch.n_seqs = 1;
     batch.blocks = table;
 
-    BENCH_BEST(b, best, b->be->mla_attend(b->be, kv, 0, &mla, 0.1f, ql,
-                                          &batch, ol));
+    BENCH_BEST(b, best,
+        for (i = 0; i < layers; i++) {
+            b->be->mla_attend(b->be, kv, i, &mla, 0.1f, ql, &batch, ol);
+        });
 
-    bench_line(b, what, best, 2.0 * tokens * heads * (2 * kv_lora + rope),
+    bench_line(b, what, best / layers, 2.0 * tokens * heads * (2 * kv_lora + rope),
                (double) context * (kv_lora + rope)
                * (b->compute == BE_F32 ? 4 : 2));
 
@@ -501,9 +509,12 @@ bench_path(const char *path, be_dtype_t compute, uint32_t threads, int quick)
     bench_experts(&b, 1, 16, 2048, 1408);
 
     bench_attend(&b, 1, 2048, 8, 128, 32);
+    bench_attend(&b, 1, 2048, 8, 512, 64);
     bench_attend(&b, 1, 2048, 16, 512, 64);
     bench_attend(&b, 1, 8192, 128, 512, 64);
     bench_attend(&b, 512, 512, 8, 128, 32);
+    bench_attend(&b, 512, 512, 8, 512, 64);
+    bench_attend(&b, 512, 4096, 8, 512, 64);
     bench_attend(&b, 512, 2048, 16, 512, 64);
 
     b.be->close(b.be);

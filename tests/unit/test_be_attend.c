@@ -97,9 +97,9 @@ attend_run(const attend_case_t *c, const char *path, uint32_t threads,
     char             err[ERR_LEN];
     float           *ql, *ol, *out, *q, *kva;
     size_t           qrow, krow, orow;
-    int32_t          mine[8], other[8];
+    int32_t          mine[20], other[8];
     be_kv_t         *kv;
-    uint32_t         i, at, rows, extra, pos[1024], seq[1024], blocks;
+    uint32_t         i, at, rows, extra, pos[1280], seq[1280], blocks;
     uint32_t         first[2];
     be_batch_t       b;
     be_tensor_t      t;
@@ -114,7 +114,7 @@ attend_run(const attend_case_t *c, const char *path, uint32_t threads,
     blocks = (c->n + 63) / 64;
 
     be = be_test_open(path, c->compute, threads);
-    kv = be->kv_open(be, 2, 20, mla, err);
+    kv = be->kv_open(be, 2, 48, mla, err);
     assert_non_null(kv);
 
     memset(&t, 0, sizeof(t));
@@ -128,9 +128,9 @@ attend_run(const attend_case_t *c, const char *path, uint32_t threads,
     assert_non_null(uk);
     assert_non_null(uv);
 
-    for (i = 0; i < 8; i++) {
-        mine[i] = (int32_t) (19 - 2 * i);
-        other[i] = (int32_t) (2 * i);
+    for (i = 0; i < 20; i++) {
+        mine[i] = (int32_t) (47 - 2 * i);
+        other[i % 8] = (int32_t) (2 * (i % 8));
     }
 
     extra = others ? 5 : 0;
@@ -185,8 +185,7 @@ attend_run(const attend_case_t *c, const char *path, uint32_t threads,
         /* Written elsewhere, a block reads back the same. */
 
         be->kv_write(be, kv, 1, kv_out);
-        table[1] = (int32_t [8]) { 1, 17, 15, 13, 11, 9, 7, 5 };
-        b.blocks = table;
+        mine[0] = 1;
         memset(ol, 0, (size_t) b.n_rows * mla->heads * mla->kv_lora
                       * sizeof(float));
         be->mla_attend(be, kv, 1, mla, c->scale, ql, &b, ol);
@@ -381,7 +380,8 @@ test_attend_reference(void **state)
 
     for (i = 0; i < ATTEND_SHAPES; i++) {
         for (compute = BE_F32; compute <= BE_BF16; compute++) {
-            attend_make(&c, &attend_shapes[i], compute, i == 0 ? 135 : 67);
+            attend_make(&c, &attend_shapes[i], compute,
+                        i == 0 ? 135 : i == 2 ? 1100 : 67);
 
             n = (size_t) c.n * c.mla.heads * c.mla.v;
             o = be_random_floats(n, 0.0f);
@@ -468,6 +468,97 @@ test_attend_same_bits(void **state)
             attend_free(&c);
         }
     }
+}
+
+
+/* Several runs of tokens, alone or with others, split over threads or not. */
+
+static void
+test_attend_runs(void **state)
+{
+    float              *o, *p;
+    size_t              j, n;
+    be_dtype_t          compute;
+    attend_case_t       c;
+    const char *const  *path;
+
+    static const be_mla_t  shape = { 0, 5, 4, 2, 3, 40 };
+
+    static const uint32_t  cut[][4] = {  /* threads, chunk, others, first */
+        { 2, 1150, 0, 0 }, { 3, 1, 0, 0 }, { 2, 37, 1, 0 },
+        { 1, 1150, 0, 530 }, { 3, 1, 1, 530 }, { 2, 300, 1, 530 }
+    };
+
+    (void) state;
+
+    for (compute = BE_F32; compute <= BE_BF16; compute++) {
+        attend_make(&c, &shape, compute, 1150);
+
+        n = (size_t) c.n * c.mla.heads * c.mla.v;
+        o = be_random_floats(n, 0.0f);
+        p = be_random_floats(n, 0.0f);
+
+        for (path = be_test_paths(); *path != NULL; path++) {
+
+            for (j = 0; j < sizeof(cut) / sizeof(cut[0]); j++) {
+
+                if (c.first != cut[j][3] || j == 0) {
+                    c.first = cut[j][3];
+                    attend_run(&c, *path, 1, 64, 0, o, NULL);
+                }
+
+                attend_run(&c, *path, cut[j][0], cut[j][1], (int) cut[j][2],
+                           p, NULL);
+
+                assert_memory_equal(o + n / c.n * c.first,
+                                    p + n / c.n * c.first,
+                                    n / c.n * (c.n - c.first)
+                                    * sizeof(float));
+            }
+        }
+
+        free(o);
+        free(p);
+        attend_free(&c);
+    }
+}
+
+
+/* A row that is not finite must not spoil those before it in its step. */
+
+static void
+test_attend_infinite(void **state)
+{
+    float              *o, *p;
+    size_t              i, n;
+    attend_case_t       c;
+    const char *const  *path;
+
+    (void) state;
+
+    attend_make(&c, &attend_shapes[0], BE_BF16, 20);
+
+    n = (size_t) c.n * c.mla.heads * c.mla.v;
+    o = be_random_floats(n, 0.0f);
+    p = be_random_floats(n, 0.0f);
+
+    c.kva[17 * (c.mla.kv_lora + c.mla.rope) + 3] = INFINITY;
+
+    for (path = be_test_paths(); *path != NULL; path++) {
+        attend_run(&c, *path, 1, 1, 0, o, NULL);
+        attend_run(&c, *path, 2, 20, 0, p, NULL);
+
+        n = (size_t) 17 * c.mla.heads * c.mla.v;
+        assert_memory_equal(o, p, n * sizeof(float));
+
+        for (i = 0; i < n; i++) {
+            assert_true(isfinite(o[i]));
+        }
+    }
+
+    free(o);
+    free(p);
+    attend_free(&c);
 }
 
 
@@ -561,6 +652,8 @@ main(void)
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_attend_reference),
         cmocka_unit_test(test_attend_same_bits),
+        cmocka_unit_test(test_attend_runs),
+        cmocka_unit_test(test_attend_infinite),
         cmocka_unit_test(test_attend_beyond)
     };
 

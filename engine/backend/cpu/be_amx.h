@@ -7,6 +7,7 @@
 #define BE_AMX_H
 
 #include "backend/cpu/be_kernels.h"
+#include "backend/cpu/be_simd.h"
 
 
 #define AMX_ROWS  16
@@ -37,8 +38,47 @@
 /* Each thread configures its tiles before it uses them, once. */
 void be_amx_configure(void);
 
-/* The value functions of the kernel table. */
-size_t be_amx_value_size(uint32_t dim);
-void be_amx_value(be_value_t *value);
+/* Attention's functions of the kernel table. */
+size_t be_amx_run_size(uint32_t queries, uint32_t dim);
+void be_amx_run(const be_run_t *run);
+
+
+/* r[i] becomes column i of the 16 x 16 words that were the rows r[]. */
+
+BE_INLINE void
+amx_transpose(__m512i *r)
+{
+    __m512i   t[16], a, b, c, d;
+    uint32_t  i;
+
+#pragma GCC unroll 8
+    for (i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+
+#pragma GCC unroll 4
+    for (i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+
+    /* r[4 g + j] now has in quarter l column 4 l + j of rows 4 g … + 3. */
+
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++) {
+        a = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x44);
+        b = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xee);
+        c = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x44);
+        d = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xee);
+
+        r[i] = _mm512_shuffle_i32x4(a, c, 0x88);
+        r[i + 4] = _mm512_shuffle_i32x4(a, c, 0xdd);
+        r[i + 8] = _mm512_shuffle_i32x4(b, d, 0x88);
+        r[i + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    }
+}
 
 #endif /* BE_AMX_H */

@@ -1,12 +1,16 @@
 /*
  * Attention over the latent cache.
  *
- * An item is a group of rows of one sequence by a group of heads, at most
- * ATTEND_QUERIES queries that go through the KV blocks together: each block
- * is read once for all of them.  A query's arithmetic is fixed by its own
- * position: for each block in order, scores of the tokens up to its position,
- * one step of the online softmax, one rescale of the sum so far.  Rows that
- * see a different part of a block are taken one after the other there.
+ * An item is a group of rows of one sequence by a group of heads, queries
+ * that go through the KV blocks together: each block is read once for all of
+ * them.  A query's arithmetic is fixed by its own position.  The tokens are
+ * cut into runs of BE_RUN, by position.  A run has its own largest score and
+ * sums; in it blocks go in order.  What comes of the runs is merged in order:
+ * one rescale of one of the two sides each.
+ *
+ * So a long sequence of few rows, as in decoding, is cut into an item for
+ * each run, and merged when all are done; otherwise an item goes through all
+ * its runs and merges on the way.
  */
 
 #include <math.h>
@@ -16,15 +20,26 @@
 #include "backend/cpu/be_cpu.h"
 
 
-#define ATTEND_QUERIES  64
+#define ATTEND_QUERIES  128          /* of an item at most */
+#define ATTEND_CACHE    (1024 * 1024)    /* less than that: half of them */
 #define ATTEND_TOKENS   16           /* scores are for a multiple of that */
 #define ATTEND_NEVER    (-1e30f)     /* score of what is not seen */
+#define ATTEND_ALIGN    64
+#define ATTEND_TILE     16           /* heads that are worth an item */
 
 
 typedef struct {
     uint32_t             row;
     uint32_t             n;
 } attend_rows_t;
+
+/* Of one run or of several, for all queries of an item. */
+
+typedef struct {
+    float               *o;          /* [][ldo] */
+    float               *max;
+    float               *sum;
+} attend_part_t;
 
 typedef struct {
     be_cpu_t            *cpu;
@@ -37,58 +52,87 @@ typedef struct {
     float               *ol;
     const attend_rows_t *group;
     uint32_t             n_groups;
+    uint32_t             queries;    /* of an item at most */
     uint32_t             heads;      /* of an item */
     uint32_t             parts;      /* of all heads */
+    uint32_t             runs;       /* of an item, if it is cut into them */
+    size_t               ldo;
     uint8_t             *scratch;
     size_t               scratch_size;
+    uint8_t             *part;       /* [items][runs] */
+    size_t               part_size;
 } attend_job_t;
 
+/* What one item is about. */
+
+typedef struct {
+    const uint32_t      *pos;
+    const int32_t       *blocks;
+    uint32_t             row;
+    uint32_t             rows;
+    uint32_t             head;
+    uint32_t             heads;
+    uint32_t             first;      /* position */
+    uint32_t             last;
+} attend_item_t;
+
 /*
- * What an item works with, all of ATTEND_QUERIES queries; probabilities have
- * room for a tile that begins at the last.
+ * What a thread works with, all of a job's `queries`; probabilities have room
+ * for a tile that begins at the last.
  */
 
 typedef struct {
     uint8_t             *q;          /* packed */
-    float               *o;          /* [][kv_lora] */
+    uint32_t            *n;          /* tokens of the run that it sees */
+    attend_part_t        all;
+    attend_part_t        one;        /* a run */
     float               *s;          /* [][BE_BLOCK] */
     uint8_t             *p;          /* [][BE_BLOCK] */
-    float               *max;
-    float               *sum;
     float               *rescale;
-    uint8_t             *v;          /* a block rearranged for `value` */
+    uint8_t             *work;       /* of the kernel */
 } attend_work_t;
 
 
-static uint32_t attend_group_rows(const be_batch_t *b, uint32_t most,
-    attend_rows_t *group);
-static size_t attend_layout(const be_cpu_t *cpu, const be_mla_t *mla,
-    uint8_t *base, attend_work_t *w);
-static void attend_item(void *ctx, uint32_t item, uint32_t worker);
-static void attend_load(const attend_job_t *job, const attend_work_t *w,
-    const attend_rows_t *rows, uint32_t head, uint32_t heads);
-static void attend_block(const attend_job_t *job, const attend_work_t *w,
-    const uint8_t *kv, const uint32_t *pos, uint32_t rows, uint32_t heads,
-    uint32_t from, uint32_t first);
-static inline uint32_t attend_visible(uint32_t pos, uint32_t from);
-static inline size_t attend_align(size_t size);
+static void attend_cut(attend_job_t *job, attend_rows_t *group);
+static size_t attend_layout(const attend_job_t *job, uint8_t *base,
+    attend_work_t *w);
+static size_t attend_part(const attend_job_t *job, uint8_t *base,
+    attend_part_t *part);
+static void attend_item(const attend_job_t *job, uint32_t i,
+    attend_item_t *item);
+static void attend_whole(void *ctx, uint32_t i, uint32_t worker);
+static void attend_one_run(void *ctx, uint32_t i, uint32_t worker);
+static void attend_merge_runs(void *ctx, uint32_t i, uint32_t worker);
+static void attend_load(const attend_job_t *job, const attend_item_t *item,
+    const attend_work_t *w);
+static void attend_run(const attend_job_t *job, const attend_item_t *item,
+    const attend_work_t *w, uint32_t from, const attend_part_t *part);
+static void attend_block(const attend_job_t *job, const attend_item_t *item,
+    const attend_work_t *w, uint32_t from, const attend_part_t *part);
+static void attend_merge(const attend_job_t *job, uint32_t queries,
+    const attend_part_t *to, const attend_part_t *from);
+static void attend_store(const attend_job_t *job, const attend_item_t *item,
+    const attend_part_t *part);
+static inline uint32_t attend_visible(uint32_t pos, uint32_t from,
+    uint32_t most);
+static inline size_t attend_align(size_t size, size_t to);
 
 
 void
 be_cpu_mla_attend(be_t *be, be_kv_t *kv, uint32_t layer, const be_mla_t *mla,
     float scale, const float *ql, const be_batch_t *b, float *ol)
 {
-    uint32_t        i, most;
-    uint64_t        tokens;
+    uint32_t        i;
+    uint64_t        cost;
     be_cpu_t       *cpu;
     attend_job_t    job;
-    attend_rows_t  *group;
 
     if (b->n_rows == 0) {
         return;
     }
 
     cpu = (be_cpu_t *) be;
+    memset(&job, 0, sizeof(job));
 
     job.cpu = cpu;
     job.kv = kv;
@@ -98,46 +142,67 @@ be_cpu_mla_attend(be_t *be, be_kv_t *kv, uint32_t layer, const be_mla_t *mla,
     job.scale = scale;
     job.ql = ql;
     job.ol = ol;
+    job.ldo = attend_align(mla->kv_lora, 32);
 
-    job.heads = (mla->heads < ATTEND_QUERIES) ? mla->heads : ATTEND_QUERIES;
-    most = ATTEND_QUERIES / job.heads;
+    attend_cut(&job, be_scratch(cpu, BE_SCRATCH_RUN,
+                                b->n_rows * sizeof(attend_rows_t)));
 
-    group = be_scratch(cpu, BE_SCRATCH_RUN,
-                       b->n_rows * sizeof(attend_rows_t));
-    job.group = group;
-    job.n_groups = attend_group_rows(b, most, group);
-    job.parts = (mla->heads + job.heads - 1) / job.heads;
-
-    while (job.n_groups * job.parts < cpu->threads && job.heads > 1) {
-        job.heads = (job.heads + 1) / 2;
-        job.parts = (mla->heads + job.heads - 1) / job.heads;
-    }
-
-    job.scratch_size = attend_layout(cpu, mla, NULL, NULL);
+    job.scratch_size = attend_layout(&job, NULL, NULL);
     job.scratch = be_scratch(cpu, BE_SCRATCH_ATTEND,
                              job.scratch_size * cpu->threads);
-
-    tokens = 0;
+    cost = 0;
 
     for (i = 0; i < b->n_rows; i++) {
-        tokens += b->pos[i] + 1;
+        cost += b->pos[i] + 1;
     }
 
-    be_team_run(cpu->team, attend_item, &job, job.n_groups * job.parts,
-                tokens * mla->heads * (2 * mla->kv_lora + mla->rope) / 48);
+    cost = cost * mla->heads * (2 * mla->kv_lora + mla->rope) / 48;
+
+    if (job.runs < 2) {
+        be_team_run(cpu->team, attend_whole, &job, job.n_groups * job.parts,
+                    cost);
+        return;
+    }
+
+    job.part_size = attend_part(&job, NULL, NULL);
+    job.part = be_scratch(cpu, BE_SCRATCH_PART, job.part_size * job.n_groups
+                                                * job.parts * job.runs);
+
+    be_team_run(cpu->team, attend_one_run, &job,
+                job.n_groups * job.parts * job.runs, cost);
+    be_team_run(cpu->team, attend_merge_runs, &job, job.n_groups * job.parts,
+                (uint64_t) b->n_rows * mla->heads * job.runs * job.ldo / 16);
 }
 
 
-/* Neighbouring rows of the same sequence, at most `most` together. */
+/*
+ * Groups are neighbouring rows of the same sequence.  Where what was just
+ * stored is not finite each row is alone, because zero times what it does not
+ * see is not zero then.
+ */
 
-static uint32_t
-attend_group_rows(const be_batch_t *b, uint32_t most, attend_rows_t *group)
+static void
+attend_cut(attend_job_t *job, attend_rows_t *group)
 {
-    uint32_t  i, n;
+    uint32_t           i, n, most, last, threads;
+    const be_batch_t  *b;
 
+    b = job->b;
+    threads = job->cpu->threads;
+
+    job->queries = (job->cpu->cache < ATTEND_CACHE
+                    || job->cpu->mode->run == NULL) ? ATTEND_QUERIES / 2
+                                                    : ATTEND_QUERIES;
+    job->heads = (job->mla->heads < job->queries) ? job->mla->heads
+                                                  : job->queries;
+    most = atomic_load_explicit(&job->kv->infinite, memory_order_relaxed)
+           ? 1 : job->queries / job->heads;
     n = 0;
+    last = 0;
 
     for (i = 0; i < b->n_rows; i++) {
+        last = (b->pos[i] > last) ? b->pos[i] : last;
+
         if (n != 0 && group[n - 1].n < most && b->seq[i] == b->seq[i - 1]) {
             group[n - 1].n++;
             continue;
@@ -148,104 +213,197 @@ attend_group_rows(const be_batch_t *b, uint32_t most, attend_rows_t *group)
         n++;
     }
 
-    return n;
+    job->group = group;
+    job->n_groups = n;
+    job->parts = (job->mla->heads + job->heads - 1) / job->heads;
+
+    if (n * job->parts < 2 * threads && threads > 1) {
+        job->runs = last / BE_RUN + 1;
+    }
+
+    while (job->runs < 2 && n * job->parts < threads
+           && job->heads > ATTEND_TILE)
+    {
+        job->heads = (job->heads + 1) / 2;
+        job->parts = (job->mla->heads + job->heads - 1) / job->heads;
+    }
 }
 
 
 /* Lays the work arrays out from `base`; returns the size of all. */
 
 static size_t
-attend_layout(const be_cpu_t *cpu, const be_mla_t *mla, uint8_t *base,
-    attend_work_t *w)
+attend_layout(const attend_job_t *job, uint8_t *base, attend_work_t *w)
 {
-    size_t  q, o, s, p, f, v;
+    size_t                    at, n;
+    attend_work_t             unused;
+    const be_mla_t           *mla;
+    const be_mode_kernels_t  *mode;
 
-    q = attend_align(cpu->mode->gemm[cpu->compute].size(ATTEND_QUERIES,
-                                             mla->kv_lora + mla->rope));
-    o = attend_align((size_t) ATTEND_QUERIES * mla->kv_lora * sizeof(float));
-    s = attend_align(ATTEND_QUERIES * BE_BLOCK * sizeof(float));
-    p = attend_align((ATTEND_QUERIES + BE_ROW_BLOCK) * BE_BLOCK
-                     * cpu->mode->prob_size);
-    f = attend_align(ATTEND_QUERIES * sizeof(float));
-    v = attend_align(cpu->mode->value_size(mla->kv_lora));
+    mla = job->mla;
+    mode = job->cpu->mode;
+    w = (w != NULL) ? w : &unused;
+    n = attend_align(job->queries, BE_ROW_BLOCK) * sizeof(float);
+    at = 0;
 
-    if (w != NULL) {
-        w->q = base;
-        w->o = (float *) (base + q);
-        w->s = (float *) (base + q + o);
-        w->p = base + q + o + s;
-        w->max = (float *) (base + q + o + s + p);
-        w->sum = (float *) (base + q + o + s + p + f);
-        w->rescale = (float *) (base + q + o + s + p + 2 * f);
-        w->v = base + q + o + s + p + 3 * f;
+    w->q = base + at;
+    at += attend_align(mode->gemm[job->kv->dtype].size(job->queries,
+                           mla->kv_lora + mla->rope), ATTEND_ALIGN);
+    w->n = (uint32_t *) (base + at);
+    at += attend_align(n, ATTEND_ALIGN);
+
+    at += attend_part(job, base + at, &w->all);
+    at += attend_part(job, base + at, &w->one);
+
+    w->work = base + at;
+
+    if (mode->run != NULL) {
+        return at + attend_align(mode->run_size(job->queries, mla->kv_lora),
+                                 ATTEND_ALIGN);
     }
 
-    return q + o + s + p + 3 * f + v;
+    at += attend_align(mode->value_size(mla->kv_lora), ATTEND_ALIGN);
+    w->s = (float *) (base + at);
+    at += attend_align(job->queries * BE_BLOCK * sizeof(float), ATTEND_ALIGN);
+    w->p = base + at;
+    at += attend_align((job->queries + BE_ROW_BLOCK) * BE_BLOCK
+                       * mode->prob_size, ATTEND_ALIGN);
+    w->rescale = (float *) (base + at);
+
+    return at + attend_align(n, ATTEND_ALIGN);
+}
+
+
+static size_t
+attend_part(const attend_job_t *job, uint8_t *base, attend_part_t *part)
+{
+    size_t         o, f;
+    attend_part_t  unused;
+
+    part = (part != NULL) ? part : &unused;
+
+    f = attend_align(job->queries, BE_ROW_BLOCK) * sizeof(float);
+    o = f * job->ldo;
+    f = attend_align(f, ATTEND_ALIGN);
+
+    part->o = (float *) base;
+    part->max = (float *) (base + o);
+    part->sum = (float *) (base + o + f);
+
+    return o + 2 * f;
 }
 
 
 static void
-attend_item(void *ctx, uint32_t item, uint32_t worker)
+attend_item(const attend_job_t *job, uint32_t i, attend_item_t *item)
 {
-    size_t                at;
-    int32_t               block;
-    uint32_t              last, from, first, i, j, heads, head, q, seq;
-    attend_job_t         *job;
-    attend_work_t         w;
-    const uint8_t        *kv;
-    const uint32_t       *pos;
+    uint32_t              j, seq;
     const attend_rows_t  *rows;
-
-    job = ctx;
 
     /* The last rows see most: they go first, so that nobody waits long. */
 
-    rows = &job->group[job->n_groups - 1 - item / job->parts];
-    head = item % job->parts * job->heads;
-    heads = (job->mla->heads - head < job->heads) ? job->mla->heads - head
-                                                  : job->heads;
-
-    (void) attend_layout(job->cpu, job->mla,
-                         job->scratch + worker * job->scratch_size, &w);
-    attend_load(job, &w, rows, head, heads);
-
-    pos = job->b->pos + rows->row;
+    rows = &job->group[job->n_groups - 1 - i / job->parts];
     seq = job->b->seq[rows->row];
-    first = (job->b->first != NULL) ? job->b->first[seq] : 0;
-    last = 0;
 
-    for (i = 0; i < rows->n; i++) {
-        last = (pos[i] > last) ? pos[i] : last;
-    }
+    item->row = rows->row;
+    item->rows = rows->n;
+    item->pos = job->b->pos + rows->row;
+    item->blocks = job->b->blocks[seq];
+    item->first = (job->b->first != NULL) ? job->b->first[seq] : 0;
+    item->last = 0;
 
-    for (from = first / BE_BLOCK * BE_BLOCK; from <= last; from += BE_BLOCK) {
-        block = job->b->blocks[seq][from / BE_BLOCK];
-        kv = job->layer + (size_t) (uint32_t) block * job->kv->block_size;
+    item->head = i % job->parts * job->heads;
+    item->heads = (job->mla->heads - item->head < job->heads)
+                  ? job->mla->heads - item->head : job->heads;
 
-        attend_block(job, &w, kv, pos, rows->n, heads, from, first);
-
-        if (from > UINT32_MAX - BE_BLOCK) {
-            break;
-        }
-    }
-
-    for (i = 0; i < rows->n; i++) {
-        for (j = 0; j < heads; j++) {
-            q = i * heads + j;
-            at = ((size_t) (rows->row + i) * job->mla->heads + head + j)
-                 * job->mla->kv_lora;
-
-            job->cpu->k->scale(1.0f / w.sum[q],
-                               w.o + (size_t) q * job->mla->kv_lora,
-                               job->mla->kv_lora, job->ol + at);
-        }
+    for (j = 0; j < rows->n; j++) {
+        item->last = (item->pos[j] > item->last) ? item->pos[j] : item->last;
     }
 }
 
 
 static void
-attend_load(const attend_job_t *job, const attend_work_t *w,
-    const attend_rows_t *rows, uint32_t head, uint32_t heads)
+attend_whole(void *ctx, uint32_t i, uint32_t worker)
+{
+    uint32_t        run;
+    attend_job_t   *job;
+    attend_item_t   item;
+    attend_work_t   w;
+
+    job = ctx;
+
+    (void) attend_layout(job, job->scratch + worker * job->scratch_size, &w);
+    attend_item(job, i, &item);
+    attend_load(job, &item, &w);
+
+    run = item.first / BE_RUN;
+    attend_run(job, &item, &w, run * BE_RUN, &w.all);
+
+    for (run++; run <= item.last / BE_RUN; run++) {
+        attend_run(job, &item, &w, run * BE_RUN, &w.one);
+        attend_merge(job, item.rows * item.heads, &w.all, &w.one);
+    }
+
+    attend_store(job, &item, &w.all);
+}
+
+
+static void
+attend_one_run(void *ctx, uint32_t i, uint32_t worker)
+{
+    uint32_t        run;
+    attend_job_t   *job;
+    attend_item_t   item;
+    attend_part_t   part;
+    attend_work_t   w;
+
+    job = ctx;
+    run = i % job->runs;
+
+    attend_item(job, i / job->runs, &item);
+
+    if (run < item.first / BE_RUN || run > item.last / BE_RUN) {
+        return;
+    }
+
+    (void) attend_layout(job, job->scratch + worker * job->scratch_size, &w);
+    (void) attend_part(job, job->part + i * job->part_size, &part);
+
+    attend_load(job, &item, &w);
+    attend_run(job, &item, &w, run * BE_RUN, &part);
+}
+
+
+static void
+attend_merge_runs(void *ctx, uint32_t i, uint32_t worker)
+{
+    uint32_t        run;
+    uint8_t        *at;
+    attend_job_t   *job;
+    attend_item_t   item;
+    attend_part_t   all, one;
+
+    (void) worker;
+
+    job = ctx;
+    attend_item(job, i, &item);
+
+    run = item.first / BE_RUN;
+    at = job->part + (size_t) i * job->runs * job->part_size;
+    (void) attend_part(job, at + run * job->part_size, &all);
+
+    for (run++; run <= item.last / BE_RUN; run++) {
+        (void) attend_part(job, at + run * job->part_size, &one);
+        attend_merge(job, item.rows * item.heads, &all, &one);
+    }
+
+    attend_store(job, &item, &all);
+}
+
+
+static void
+attend_load(const attend_job_t *job, const attend_item_t *item,
+    const attend_work_t *w)
 {
     size_t            at;
     uint32_t          i, n, q, dim, block;
@@ -255,23 +413,88 @@ attend_load(const attend_job_t *job, const attend_work_t *w,
     dim = job->mla->kv_lora + job->mla->rope;
     gemm = &job->cpu->mode->gemm[job->kv->dtype];
     block = gemm->row_block;
-    n = rows->n * heads;
+    n = item->rows * item->heads;
 
     for (q = 0; q < n; q++) {
-        at = (size_t) (rows->row + q / heads) * job->mla->heads + head
-             + q % heads;
+        at = (size_t) (item->row + q / item->heads) * job->mla->heads
+             + item->head + q % item->heads;
 
         x[q] = job->ql + at * dim;
-        w->max[q] = -INFINITY;
-        w->sum[q] = 0.0f;
     }
 
     for (q = 0; q < n; q += i) {
         i = (n - q < block) ? n - q : block;
         gemm->pack(w->q, dim, q, 0, x + q, i, dim);
     }
+}
 
-    memset(w->o, 0, (size_t) n * job->mla->kv_lora * sizeof(float));
+
+/* The tokens from position `from` on, for all queries. */
+
+static void
+attend_run(const attend_job_t *job, const attend_item_t *item,
+    const attend_work_t *w, uint32_t from, const attend_part_t *part)
+{
+    uint32_t        i, j, n, end;
+    be_run_t        run;
+    const uint8_t  *kv[BE_RUN / BE_BLOCK];
+
+    n = item->rows * item->heads;
+
+    if (job->cpu->mode->run == NULL) {
+
+        for (i = 0; i < n; i++) {
+            part->max[i] = -INFINITY;
+            part->sum[i] = 0.0f;
+        }
+
+        memset(part->o, 0, n * job->ldo * sizeof(float));
+
+        end = attend_visible(item->last, from, BE_RUN);
+        i = (item->first > from) ? (item->first - from) / BE_BLOCK : 0;
+
+        for ( /* void */ ; i * BE_BLOCK < end; i++) {
+            attend_block(job, item, w, from + i * BE_BLOCK, part);
+        }
+
+        return;
+    }
+
+    for (i = 0; i < item->rows; i++) {
+        for (j = 0; j < item->heads; j++) {
+            w->n[i * item->heads + j] = attend_visible(item->pos[i], from,
+                                                       BE_RUN);
+        }
+    }
+
+    for (i = n; i % BE_ROW_BLOCK != 0; i++) {
+        w->n[i] = 0;
+    }
+
+    end = attend_visible(item->last, from, BE_RUN);
+
+    for (i = 0; i * BE_BLOCK < end; i++) {
+        kv[i] = job->layer + (size_t) (uint32_t)
+                             item->blocks[from / BE_BLOCK + i]
+                             * job->kv->block_size;
+    }
+
+    run.q = w->q;
+    run.m = n;
+    run.k = job->kv->dim;
+    run.dim = job->mla->kv_lora;
+    run.kv = kv;
+    run.ldkv = job->kv->row_size;
+    run.first = (item->first > from) ? item->first - from : 0;
+    run.n = w->n;
+    run.scale = job->scale;
+    run.o = part->o;
+    run.ldo = job->ldo;
+    run.max = part->max;
+    run.sum = part->sum;
+    run.work = w->work;
+
+    job->cpu->mode->run(&run);
 }
 
 
@@ -282,31 +505,30 @@ attend_load(const attend_job_t *job, const attend_work_t *w,
  */
 
 static void
-attend_block(const attend_job_t *job, const attend_work_t *w,
-    const uint8_t *kv, const uint32_t *pos, uint32_t rows, uint32_t heads,
-    uint32_t from, uint32_t first)
+attend_block(const attend_job_t *job, const attend_item_t *item,
+    const attend_work_t *w, uint32_t from, const attend_part_t *part)
 {
     size_t                    at;
-    uint32_t                  i, j, q, n, most;
+    uint32_t                  i, j, q, n, most, heads;
     be_value_t                value;
+    const uint8_t            *kv;
     const be_mode_kernels_t  *mode;
 
     mode = job->cpu->mode;
-    most = 0;
+    heads = item->heads;
+    kv = job->layer + (size_t) (uint32_t) item->blocks[from / BE_BLOCK]
+                      * job->kv->block_size;
 
-    for (i = 0; i < rows; i++) {
-        n = attend_visible(pos[i], from);
-        most = (n > most) ? n : most;
-    }
-
+    most = attend_visible(item->last, from, BE_BLOCK);
     most = (most + ATTEND_TOKENS - 1) / ATTEND_TOKENS * ATTEND_TOKENS;
 
-    mode->gemm[job->kv->dtype].product(w->q, job->kv->dim, 0, rows * heads,
-                                       kv, job->kv->row_size, most, w->s,
+    mode->gemm[job->kv->dtype].product(w->q, job->kv->dim, 0,
+                                       item->rows * heads, kv,
+                                       job->kv->row_size, most, w->s,
                                        BE_BLOCK);
 
-    for (q = 0; first > from && q < rows * heads; q++) {
-        for (i = 0; i < first - from; i++) {
+    for (q = 0; item->first > from && q < item->rows * heads; q++) {
+        for (i = 0; i < item->first - from && i < BE_BLOCK; i++) {
             w->s[(size_t) q * BE_BLOCK + i] = ATTEND_NEVER;
         }
     }
@@ -314,15 +536,15 @@ attend_block(const attend_job_t *job, const attend_work_t *w,
     value.dim = job->mla->kv_lora;
     value.v = kv;
     value.ldv = job->kv->row_size;
-    value.ldo = job->mla->kv_lora;
-    value.work = w->v;
+    value.ldo = job->ldo;
+    value.work = w->work;
     value.have = 0;
 
-    for (i = 0; i < rows; i = j) {
-        n = attend_visible(pos[i], from);
+    for (i = 0; i < item->rows; i = j) {
+        n = attend_visible(item->pos[i], from, BE_BLOCK);
 
-        for (j = i + 1; j < rows; j++) {
-            if (attend_visible(pos[j], from) != n) {
+        for (j = i + 1; j < item->rows; j++) {
+            if (attend_visible(item->pos[j], from, BE_BLOCK) != n) {
                 break;
             }
         }
@@ -335,7 +557,7 @@ attend_block(const attend_job_t *job, const attend_work_t *w,
             at = (size_t) q * BE_BLOCK;
 
             w->rescale[q] = mode->softmax(w->s + at, n, job->scale,
-                                          &w->max[q], &w->sum[q],
+                                          &part->max[q], &part->sum[q],
                                           w->p + at * mode->prob_size);
         }
 
@@ -344,25 +566,80 @@ attend_block(const attend_job_t *job, const attend_work_t *w,
         value.m = (j - i) * heads;
         value.n = n;
         value.rescale = w->rescale + q;
-        value.o = w->o + (size_t) q * value.ldo;
+        value.o = part->o + (size_t) q * value.ldo;
 
         mode->value(&value);
     }
 }
 
 
-/* How many tokens of the block that begins at `from` a position sees. */
+/*
+ * The side with the smaller maximum is brought to the other's.  A query that
+ * saw nothing of the later run stays as it is.  exp() in double: the same
+ * function on all kernel paths.
+ */
+
+static void
+attend_merge(const attend_job_t *job, uint32_t queries,
+    const attend_part_t *to, const attend_part_t *from)
+{
+    float     a, b;
+    uint32_t  q;
+
+    for (q = 0; q < queries; q++) {
+
+        if (from->sum[q] == 0.0f) {
+            continue;
+        }
+
+        a = 1.0f;
+        b = 1.0f;
+
+        if (from->max[q] > to->max[q]) {
+            a = (float) exp((double) to->max[q] - (double) from->max[q]);
+            to->max[q] = from->max[q];
+
+        } else {
+            b = (float) exp((double) from->max[q] - (double) to->max[q]);
+        }
+
+        to->sum[q] = a * to->sum[q] + b * from->sum[q];
+
+        job->cpu->k->merge(a, b, from->o + q * job->ldo, job->mla->kv_lora,
+                           to->o + q * job->ldo);
+    }
+}
+
+
+static void
+attend_store(const attend_job_t *job, const attend_item_t *item,
+    const attend_part_t *part)
+{
+    size_t    at;
+    uint32_t  q;
+
+    for (q = 0; q < item->rows * item->heads; q++) {
+        at = (size_t) (item->row + q / item->heads) * job->mla->heads
+             + item->head + q % item->heads;
+
+        job->cpu->k->scale(1.0f / part->sum[q], part->o + q * job->ldo,
+                           job->mla->kv_lora,
+                           job->ol + at * job->mla->kv_lora);
+    }
+}
+
+
+/* How many of `most` tokens from `from` on a position sees. */
 
 static inline uint32_t
-attend_visible(uint32_t pos, uint32_t from)
+attend_visible(uint32_t pos, uint32_t from, uint32_t most)
 {
-    return (pos < from) ? 0 : (pos - from < BE_BLOCK) ? pos - from + 1
-                                                      : BE_BLOCK;
+    return (pos < from) ? 0 : (pos - from < most) ? pos - from + 1 : most;
 }
 
 
 static inline size_t
-attend_align(size_t size)
+attend_align(size_t size, size_t to)
 {
-    return (size + 63) / 64 * 64;
+    return (size + to - 1) / to * to;
 }

@@ -17,6 +17,8 @@
 #ifndef BE_CPU_H
 #define BE_CPU_H
 
+#include <stdatomic.h>
+
 #include "backend/backend.h"
 #include "backend/be_quant.h"
 #include "backend/cpu/be_kernels.h"
@@ -24,7 +26,6 @@
 
 
 #define BE_TILE_COLS  256            /* most columns of a store function */
-#define BE_ROW_BLOCK  16             /* the largest row_block of a path */
 
 
 struct be_weight_s {
@@ -47,6 +48,9 @@ struct be_kv_s {
     size_t           block_size;     /* bytes of a block in one layer */
     size_t           size;
     uint8_t         *data;
+
+    /* What was stored last is not all finite. */
+    _Atomic int      infinite;
 };
 
 /* Scratch memory by use; each grows to the largest step so far. */
@@ -58,6 +62,7 @@ typedef enum {
     BE_SCRATCH_ITEM,
     BE_SCRATCH_TILE,                 /* per thread */
     BE_SCRATCH_ATTEND,               /* per thread */
+    BE_SCRATCH_PART,                 /* what comes of runs, to be merged */
     BE_SCRATCH_RUN,
     BE_SCRATCH_ROPE,
     BE_SCRATCH_POS,

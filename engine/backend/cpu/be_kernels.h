@@ -21,6 +21,44 @@
 
 
 /*
+ * A run of tokens, the unit of attention: within it weights are relative to
+ * its own largest score, and what comes of the runs is merged in order.  So
+ * runs may be computed by different threads, and a run of many tokens in one
+ * chain of sums.
+ */
+
+#define BE_RUN        512            /* tokens */
+
+#define BE_ROW_BLOCK  16             /* the largest row_block of a path */
+
+/*
+ * Attention of m queries over one run: for query i, of the tokens first …
+ * n[i] - 1 the largest score, the sum of exp(score - largest), and the sum of
+ * that times their values, o[i].  A query with n[i] <= first gives a sum of
+ * zero.  All tokens before the largest n are finite.  What o, max, sum and n
+ * point to goes on to a multiple of BE_ROW_BLOCK queries, n with zeros, ldo
+ * is a multiple of 32.
+ */
+
+typedef struct {
+    const void            *q;        /* packed, of k elements */
+    uint32_t               m;
+    uint32_t               k;
+    uint32_t               dim;      /* of values: the first of the k */
+    const uint8_t *const  *kv;       /* blocks of BE_BLOCK tokens */
+    size_t                 ldkv;     /* bytes from token to token */
+    uint32_t               first;
+    const uint32_t        *n;
+    float                  scale;
+    float                 *o;        /* [m][ldo] */
+    size_t                 ldo;
+    float                 *max;
+    float                 *sum;
+    void                  *work;     /* run_size() */
+} be_run_t;
+
+
+/*
  * One block of values of the online softmax: for i < m, j < dim,
  *
  *     o[i][j] = o[i][j] * rescale[i] + sum over t < n, in order, of
@@ -92,6 +130,13 @@ typedef struct {
      */
     float    (*softmax)(const float *s, uint32_t n, float scale, float *max,
                   float *sum, void *p);
+
+    /*
+     * A run as a whole, instead of the three above.  NULL: block by block
+     * with these.
+     */
+    size_t   (*run_size)(uint32_t queries, uint32_t dim);
+    void     (*run)(const be_run_t *run);
 } be_mode_kernels_t;
 
 typedef struct {
@@ -108,6 +153,9 @@ typedef struct {
     void (*axpy)(float a, const float *x, uint32_t n, float *y);
     void (*add)(const float *x, uint32_t n, float *y);
     void (*scale)(float a, const float *x, uint32_t n, float *y);
+
+    /* y[i] = a * y[i] + b * x[i] */
+    void (*merge)(float a, float b, const float *x, uint32_t n, float *y);
 } be_kernels_t;
 
 

@@ -105,17 +105,16 @@ const be_kernels_t  be_kernels_amx = {
             .gemm[BE_BF16] = { AMX_ROWS, amx_size, amx_pack, amx_product },
             BE_PANEL_GEMMS(AMX_ROWS, be_panels_amx_size, be_panels_amx_pack,
                            be_panels_amx),
-            .prob_size = sizeof(uint16_t),
-            .value_size = be_amx_value_size,
-            .value = be_amx_value,
-            .softmax = simd_softmax_bf16
+            .run_size = be_amx_run_size,
+            .run = be_amx_run
         }
     },
     .norm = simd_norm,
     .swiglu = simd_swiglu,
     .axpy = simd_axpy,
     .add = simd_add,
-    .scale = simd_scale
+    .scale = simd_scale,
+    .merge = simd_merge
 };
 
 
@@ -166,45 +165,6 @@ amx_size(uint32_t rows, uint32_t k)
 {
     return (size_t) simd_padded(rows, AMX_ROWS) * simd_padded(k, AMX_K)
            * sizeof(uint16_t);
-}
-
-
-/* r[i] becomes column i of the 16 x 16 words that were the rows r[]. */
-
-BE_INLINE void
-amx_transpose(__m512i *r)
-{
-    __m512i   t[16], a, b, c, d;
-    uint32_t  i;
-
-#pragma GCC unroll 8
-    for (i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-
-#pragma GCC unroll 4
-    for (i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-
-    /* r[4 g + j] now has in quarter l column 4 l + j of rows 4 g … + 3. */
-
-#pragma GCC unroll 4
-    for (i = 0; i < 4; i++) {
-        a = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x44);
-        b = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xee);
-        c = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x44);
-        d = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xee);
-
-        r[i] = _mm512_shuffle_i32x4(a, c, 0x88);
-        r[i + 4] = _mm512_shuffle_i32x4(a, c, 0xdd);
-        r[i + 8] = _mm512_shuffle_i32x4(b, d, 0x88);
-        r[i + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
-    }
 }
 
 
@@ -313,7 +273,14 @@ amx_product(const void *act, uint32_t k, uint32_t row, uint32_t m,
     i = pairs;
 
     if (i < m) {
-        for (j = 0; j + 4 * AMX_ROWS <= n; j += 4 * AMX_ROWS) {
+
+        /* Weights that only stream by come best 16 rows at a time. */
+
+        j = 0;
+
+        for ( /* void */ ; i > 0 && j + 4 * AMX_ROWS <= n;
+             j += 4 * AMX_ROWS)
+        {
             amx_tiles_4x1(&p, i, j, w + j * ldw);
         }
 

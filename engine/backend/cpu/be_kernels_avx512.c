@@ -37,7 +37,8 @@ const be_kernels_t  be_kernels_avx512 = {
     .swiglu = simd_swiglu,
     .axpy = simd_axpy,
     .add = simd_add,
-    .scale = simd_scale
+    .scale = simd_scale,
+    .merge = simd_merge
 };
 
 #else

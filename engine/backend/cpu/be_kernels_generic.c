@@ -36,6 +36,8 @@ static void generic_swiglu(const float *g, const float *u, uint32_t n,
 static void generic_axpy(float a, const float *x, uint32_t n, float *y);
 static void generic_add(const float *x, uint32_t n, float *y);
 static void generic_scale(float a, const float *x, uint32_t n, float *y);
+static void generic_merge(float a, float b, const float *x, uint32_t n,
+    float *y);
 static float generic_exp(float x);
 
 
@@ -70,7 +72,8 @@ const be_kernels_t  be_kernels_generic = {
     .swiglu = generic_swiglu,
     .axpy = generic_axpy,
     .add = generic_add,
-    .scale = generic_scale
+    .scale = generic_scale,
+    .merge = generic_merge
 };
 
 
@@ -335,6 +338,17 @@ generic_scale(float a, const float *x, uint32_t n, float *y)
 
     for (i = 0; i < n; i++) {
         y[i] = a * x[i];
+    }
+}
+
+
+static void
+generic_merge(float a, float b, const float *x, uint32_t n, float *y)
+{
+    uint32_t  i;
+
+    for (i = 0; i < n; i++) {
+        y[i] = a * y[i] + b * x[i];
     }
 }
 

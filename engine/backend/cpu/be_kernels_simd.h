@@ -32,13 +32,6 @@
 #endif
 
 
-BE_INLINE uint32_t
-simd_padded(uint32_t k, uint32_t pad)
-{
-    return (k + pad - 1) / pad * pad;
-}
-
-
 static size_t
 simd_size(uint32_t rows, uint32_t k)
 {
@@ -382,33 +375,6 @@ simd_value_bf16(be_value_t *value)
 }
 
 
-/* As in the plain C kernels; not a number stays so. */
-
-BE_INLINE vf_t
-simd_exp(vf_t x)
-{
-    vf_t  n, r, y;
-
-    n = vf_rint(vf_mul(x, vf_set1(BE_LOG2E)));
-    r = vf_fnma(n, vf_set1(BE_LN2_HI), x);
-    r = vf_fnma(n, vf_set1(BE_LN2_LO), r);
-
-    y = vf_set1(BE_EXP_7);
-    y = vf_fma(y, r, vf_set1(BE_EXP_6));
-    y = vf_fma(y, r, vf_set1(BE_EXP_5));
-    y = vf_fma(y, r, vf_set1(BE_EXP_4));
-    y = vf_fma(y, r, vf_set1(BE_EXP_3));
-    y = vf_fma(y, r, vf_set1(BE_EXP_2));
-    y = vf_fma(y, r, vf_set1(1.0f));
-    y = vf_fma(y, r, vf_set1(1.0f));
-    y = vf_mul(y, vf_pow2(n));
-
-    y = vf_if_above(x, BE_EXP_MIN, y);
-
-    return vf_above_set(x, BE_EXP_MAX, y, INFINITY);
-}
-
-
 /*
  * All BE_BLOCK lanes are worked on, those past n as exact zeros, so that the
  * sum has one shape.
@@ -504,7 +470,7 @@ simd_softmax_rounded(const float *s, uint32_t n, float scale, float *max,
 
 /* The same, kept as BF16. */
 
-static float
+static __attribute__((unused)) float
 simd_softmax_bf16(const float *s, uint32_t n, float scale, float *max,
     float *sum, void *p)
 {
@@ -637,6 +603,25 @@ simd_scale(float a, const float *x, uint32_t n, float *y)
 
     if (i < n) {
         vf_storen(y + i, vf_mul(vf_set1(a), vf_loadn(x + i, n - i)), n - i);
+    }
+}
+
+
+static void
+simd_merge(float a, float b, const float *x, uint32_t n, float *y)
+{
+    vf_t      v;
+    uint32_t  i;
+
+    for (i = 0; i + VL <= n; i += VL) {
+        v = vf_mul(vf_set1(a), vf_load(y + i));
+        vf_store(y + i, vf_fma(vf_set1(b), vf_load(x + i), v));
+    }
+
+    if (i < n) {
+        v = vf_mul(vf_set1(a), vf_loadn(y + i, n - i));
+        vf_storen(y + i, vf_fma(vf_set1(b), vf_loadn(x + i, n - i), v),
+                  n - i);
     }
 }
 

@@ -71,6 +71,8 @@ be_cpu_mla_cache(be_t *be, be_kv_t *kv, uint32_t layer, const be_mla_t *mla,
 
     cpu = (be_cpu_t *) be;
 
+    atomic_store_explicit(&kv->infinite, 0, memory_order_relaxed);
+
     job.cpu = cpu;
     job.kv = kv;
     job.layer = layer;
@@ -92,7 +94,7 @@ be_cpu_mla_cache(be_t *be, be_kv_t *kv, uint32_t layer, const be_mla_t *mla,
 static void
 mla_cache_item(void *ctx, uint32_t item, uint32_t worker)
 {
-    float             *tmp;
+    float             *tmp, sum;
     int32_t            block;
     uint8_t           *dst;
     uint16_t           h;
@@ -129,9 +131,18 @@ mla_cache_item(void *ctx, uint32_t item, uint32_t worker)
             continue;
         }
 
+        /* Zero times a number is zero, or it was none. */
+
+        sum = 0.0f;
+
         for (i = 0; i < kv->dim; i++) {
             h = be_to_bf16(tmp[i]);
             memcpy(dst + (size_t) i * 2, &h, 2);
+            sum += 0.0f * be_from_bf16(h);
+        }
+
+        if (sum != 0.0f) {
+            atomic_store_explicit(&kv->infinite, 1, memory_order_relaxed);
         }
     }
 }

@@ -8,8 +8,11 @@
 #define BE_SIMD_H
 
 #include <immintrin.h>
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "backend/cpu/be_kernels.h"
 
 #define BE_INLINE  static inline __attribute__((always_inline))
 
@@ -361,6 +364,40 @@ BE_INLINE float
 vf_sum(vf_t a)
 {
     return _mm_cvtss_f32(vf_sum4(a, a, a, a));
+}
+
+
+/* As in the plain C kernels; not a number stays so. */
+
+BE_INLINE vf_t
+simd_exp(vf_t x)
+{
+    vf_t  n, r, y;
+
+    n = vf_rint(vf_mul(x, vf_set1(BE_LOG2E)));
+    r = vf_fnma(n, vf_set1(BE_LN2_HI), x);
+    r = vf_fnma(n, vf_set1(BE_LN2_LO), r);
+
+    y = vf_set1(BE_EXP_7);
+    y = vf_fma(y, r, vf_set1(BE_EXP_6));
+    y = vf_fma(y, r, vf_set1(BE_EXP_5));
+    y = vf_fma(y, r, vf_set1(BE_EXP_4));
+    y = vf_fma(y, r, vf_set1(BE_EXP_3));
+    y = vf_fma(y, r, vf_set1(BE_EXP_2));
+    y = vf_fma(y, r, vf_set1(1.0f));
+    y = vf_fma(y, r, vf_set1(1.0f));
+    y = vf_mul(y, vf_pow2(n));
+
+    y = vf_if_above(x, BE_EXP_MIN, y);
+
+    return vf_above_set(x, BE_EXP_MAX, y, INFINITY);
+}
+
+
+BE_INLINE uint32_t
+simd_padded(uint32_t k, uint32_t pad)
+{
+    return (k + pad - 1) / pad * pad;
 }
 
 #endif /* BE_SIMD_H */

@@ -37,8 +37,8 @@
 
 #define TEAM_SHARE_COST  1500      /* ns: less is done by the leader alone */
 #define TEAM_WAKE_COST   50000     /* ns of work lost before sleepers wake */
-#define TEAM_SPIN_MAX    50000     /* ns */
-#define TEAM_SPIN_MIN    1000
+#define TEAM_SPIN_MAX    200000    /* ns */
+#define TEAM_SPIN_MIN    50000     /* the gaps in a step are shorter */
 #define TEAM_JOIN_SPIN   5000
 #define TEAM_LATE        300000    /* ns: a helper must have been preempted */
 #define TEAM_ALONE_MIN   1000000
