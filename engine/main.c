@@ -27,6 +27,7 @@ static const main_command_t  main_commands[] = {
     { "detokenize", "JSON arrays of ids in, JSON strings out",
       cli_detokenize },
     { "convert", "write a checkpoint with quantised weights", cli_convert },
+    { "status", "what a running engine does", cli_status },
     { "bench", "measure prompt and generation speed", cli_bench },
     { "plan", "expert placement and memory, without loading", main_plan },
     { NULL }

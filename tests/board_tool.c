@@ -12,7 +12,6 @@
  */
 
 #include <inttypes.h>
-#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -24,7 +23,6 @@ static chan_lane_t    lane;
 static chan_board_t  *board;
 
 
-static int dial(const char *path, char *err);
 static int print_board(void);
 static int print_ranks(void);
 
@@ -39,7 +37,7 @@ main(int argc, char **argv)
         return 2;
     }
 
-    if (dial(argv[1], err) != 0) {
+    if (chan_dial(argv[1], 5000, &lane, &board, err) != CHAN_OK) {
         fprintf(stderr, "board_tool: %s: %s\n", argv[1], err);
         return 2;
     }
@@ -60,44 +58,6 @@ main(int argc, char **argv)
 
     chan_board_close(board);
     chan_lane_close(&lane);
-
-    return 0;
-}
-
-
-static int
-dial(const char *path, char *err)
-{
-    int             rc, sock, fds[4];
-    struct pollfd   p;
-    chan_welcome_t  w;
-
-    chan_lane_init(&lane);
-
-    sock = chan_connect(path, err);
-
-    if (sock < 0 || chan_send_hello(sock, 0, err) != CHAN_OK) {
-        return -1;
-    }
-
-    p.fd = sock;
-    p.events = POLLIN;
-
-    while ((rc = chan_recv_welcome(sock, &w, fds, err)) == CHAN_AGAIN) {
-        if (poll(&p, 1, 5000) == 0) {
-            snprintf(err, CHAN_ERR_LEN, "no answer");
-            return -1;
-        }
-    }
-
-    if (rc != CHAN_OK || chan_welcome_check(&w, err) != CHAN_OK
-        || chan_lane_open(&lane, &w, fds[0], fds[2], fds[3], err) != CHAN_OK
-        || chan_board_open(&board, &w, fds[1], err) != CHAN_OK)
-    {
-        return -1;
-    }
-
-    lane.sock = sock;
 
     return 0;
 }

@@ -112,6 +112,7 @@ done
 
 # Experts of each layer move as often as they may, with replicas and without.
 moved=0
+came=0
 for r in 2 3; do
     for x in 0 5; do
         options="--redundant-experts $x --balance-interval 0.02
@@ -119,14 +120,24 @@ for r in 2 3; do
         start "$r" 1 64 64M
         run 8
         run 32
+        "$build/llm-engine" status --socket "$dir/s" >"$dir/status"
+        came=$((came + $(awk '/^ +[0-9]/ { n += $NF } END { print n + 0 }' \
+                         "$dir/status")))
         stop
         moved=$((moved + $(grep -c 'balance: layer' "$dir/log" || :)))
     done
 done
 options=
 
-if [ "$moved" -eq 0 ]; then
-    echo "not ok: no experts were moved"
+if [ "$moved" -eq 0 ] || [ "$came" -lt "$moved" ]; then
+    echo "not ok: the log tells of $moved layers whose experts moved," \
+         "llm-engine status of $came experts"
+    cat "$dir/status"
+    exit 1
+fi
+
+if "$build/llm-engine" status --socket "$dir/s" 2>/dev/null; then
+    echo "not ok: llm-engine status without an engine"
     exit 1
 fi
 

@@ -157,6 +157,7 @@ bench: all tests
 	    || $(PY) tests/reference/make_checkpoint.py --style bench --seed 1 \
 	        $(BUILD)/checkpoints/bench
 	$(BUILD)/llm-engine bench --model $(BUILD)/checkpoints/bench
+	$(BUILD)/tests/bench/bench_moves $(BUILD)/checkpoints/bench
 	$(BUILD)/tests/bench/bench_route
 	$(BUILD)/tests/bench/bench_prefill --model $(BUILD)/checkpoints/bench \
 	    --prompt-tokens 8192

@@ -148,6 +148,15 @@ int chan_board_log(chan_board_t *board, uint64_t n, uint32_t *rank,
     uint64_t *tag);
 
 int chan_board_stale(chan_board_t *board);
+
+/*
+ * Connects as a worker does and waits for each answer up to `timeout_ms`
+ * (chan_dial.c): for programs that only look, and for tests.  CHAN_OK with
+ * lane and board open, or CHAN_ERROR with nothing open.
+ */
+int chan_dial(const char *path, int timeout_ms, chan_lane_t *lane,
+    chan_board_t **board, char *err);
+
 uint64_t chan_now_ms(void);
 
 

@@ -727,6 +727,12 @@ cli_check(cli_parser_t *p, cli_engine_t *opt)
 
     opt->backend = cli_backends[cli_backend];
 
+    if (opt->redundant != 0 && opt->ranks == 1) {
+        cli_error("--redundant-experts: \"%u\" is for more than one rank, see "
+                  "--ranks", opt->redundant);
+        return CLI_EXIT_USAGE;
+    }
+
     if (opt->threads == 0) {
         opt->threads = cli_threads(opt->ranks);
     }

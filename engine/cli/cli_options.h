@@ -158,6 +158,7 @@ int cli_score(int argc, char **argv);
 int cli_tokenize(int argc, char **argv);
 int cli_detokenize(int argc, char **argv);
 int cli_bench(int argc, char **argv);
+int cli_status(int argc, char **argv);
 int cli_convert(int argc, char **argv);
 
 #endif /* CLI_CLI_OPTIONS_H */

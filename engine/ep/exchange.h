@@ -84,7 +84,8 @@ struct ep_exchange_s {
  * Ranks in one process, host memory: rows are read and contributions written
  * in place.  Makes `ranks` exchanges at once, into ex[0 … ranks - 1], each to
  * be closed by its own close().  `max_rows`: of one rank in one step;
- * `max_experts`: of the model, no rank has more slots; `timeout_ms` 0: none.  0, or -1 with the reason in `err` (ERR_LEN).
+ * `max_experts`: of the model, no rank has more slots; `timeout_ms` 0: none.
+ * 0, or -1 with the reason in `err` (ERR_LEN).
  */
 
 int ep_host_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
