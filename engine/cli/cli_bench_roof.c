@@ -9,7 +9,8 @@
  * Prompts wait for arithmetic: the operations of each kind over the peak of
  * the instruction that the kernel path multiplies that kind with.  Attention
  * counts with keys and values expanded, the least there is; the engine works
- * on the compressed ones and does more.
+ * on the compressed ones and does more.  Quantised weights are multiplied as
+ * numbers of the compute mode.
  */
 
 #include <math.h>
@@ -58,7 +59,7 @@ bench_roof(const bench_t *b, uint32_t threads, bench_roof_t *roof, char *err)
     roof->router_name = router->name;
     roof->router = be_peak_measure(team, router);
 
-    model_cost(st->model, st->opt.compute, &roof->cost);
+    model_cost(st->model, st->opt.compute, st->opt.weights, &roof->cost);
 
     rc = roof_read(roof, team, err);
 

@@ -13,9 +13,13 @@
 #include <xxhash.h>
 
 
+#define CLI_COPY_MAX  (UINT64_C(2) << 30)
+
+
 static uint32_t cli_kv_blocks(cli_stack_t *st, const cli_engine_t *cli,
     char *err);
 static uint64_t cli_free_memory(void);
+static int cli_load(cli_stack_t *st, const cli_engine_t *cli, char *err);
 static void cli_stack_begin(void *ctx);
 static int cli_stack_step(void *ctx, uint32_t rank, const sched_batch_t *batch,
     const uint32_t *logit_row, uint32_t n_logits, float *logits, char *err);
@@ -44,6 +48,10 @@ cli_stack_open(cli_stack_t *st, const cli_engine_t *cli, int tokenizer,
         if (st->tok == NULL || tok_fits(st->tok, conf->vocab, err) != 0) {
             goto failed;
         }
+    }
+
+    if (cli_load(st, cli, err) != 0) {
+        goto failed;
     }
 
     st->max_context = conf->max_context;
@@ -114,6 +122,29 @@ cli_stack_close(cli_stack_t *st)
     }
 
     memset(st, 0, sizeof(cli_stack_t));
+}
+
+
+/*
+ * What is small is copied at once and computes faster; what is large would
+ * take its time, and twice the memory while the file is cached.
+ */
+
+static int
+cli_load(cli_stack_t *st, const cli_engine_t *cli, char *err)
+{
+    uint64_t  size;
+
+    size = model_size(st->model);
+
+    if (cli->load == CLI_LOAD_COPY
+        || (cli->load == CLI_LOAD_AUTO && size <= CLI_COPY_MAX
+            && size <= cli_free_memory() / 4))
+    {
+        return model_load(st->model, err);
+    }
+
+    return 0;
 }
 
 

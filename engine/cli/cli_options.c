@@ -49,6 +49,7 @@ static int cli_check(cli_parser_t *p, cli_engine_t *opt);
 static const char *const  cli_backends[] = { "cpu", "cuda", NULL };
 static const char *const  cli_switch[] = { "off", "on", NULL };
 static const char *const  cli_computes[] = { "auto", "f32", "bf16", NULL };
+static const char *const  cli_loads[] = { "auto", "map", "copy", NULL };
 static const char *const  cli_weights[] = {
     "auto", "bf16", "fp8", "int8", "int4", NULL
 };
@@ -114,6 +115,7 @@ cli_defaults(cli_engine_t *opt)
     cli_backend = 0;
     opt->log_level = CLI_LOG_NOTICE;
     opt->ranks = 1;
+    opt->pin = UINT32_MAX;
     opt->max_batch = 32;
     opt->balance_interval = 60;
     opt->balance_gain = 5;
@@ -156,6 +158,14 @@ cli_table(cli_parser_t *p, cli_engine_t *opt)
           { "weights", "TYPE", CLI_WORD, &opt->weights,
             "bf16, fp8, int8, int4 or auto, which takes them as they are",
             0, 0, cli_weights } },
+        { CLI_G_COMPUTE,
+          { "load", "MODE", CLI_WORD, &opt->load,
+            "map weights, copy them into huge pages, or auto: copy up to 2G",
+            0, 0, cli_loads } },
+        { CLI_G_COMPUTE,
+          { "pin", "CPU", CLI_UINT, &opt->pin,
+            "threads stay on the CPUs from this one on (default: none)", 0,
+            1023 } },
         { CLI_G_COMPUTE,
           { "kernels", "PATH", CLI_STRING, &opt->kernels,
             "kernel path (default: the best this processor has)" } },

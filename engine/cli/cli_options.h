@@ -88,10 +88,11 @@ typedef struct {
     int                  max_args;   /* positional arguments allowed */
 } cli_command_t;
 
-/* --compute, --weights and --log-level */
+/* --compute, --weights, --load and --log-level */
 enum { CLI_COMPUTE_AUTO = 0, CLI_COMPUTE_F32, CLI_COMPUTE_BF16 };
 enum { CLI_WEIGHTS_AUTO = 0, CLI_WEIGHTS_BF16, CLI_WEIGHTS_FP8,
        CLI_WEIGHTS_INT8, CLI_WEIGHTS_INT4 };
+enum { CLI_LOAD_AUTO = 0, CLI_LOAD_MAP, CLI_LOAD_COPY };
 enum { CLI_LOG_ERROR = 0, CLI_LOG_WARN, CLI_LOG_NOTICE, CLI_LOG_INFO,
        CLI_LOG_DEBUG };
 
@@ -105,6 +106,8 @@ typedef struct {
     uint32_t     threads;            /* per rank; set after parsing */
     uint32_t     compute;            /* CLI_COMPUTE_… */
     uint32_t     weights;            /* CLI_WEIGHTS_… */
+    uint32_t     load;               /* CLI_LOAD_… */
+    uint32_t     pin;                /* first CPU, UINT32_MAX: none */
     const char  *kernels;            /* kernel path or NULL */
     uint64_t     kv_memory;          /* per rank, bytes */
     uint32_t     max_context;

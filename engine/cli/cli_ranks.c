@@ -397,7 +397,8 @@ cli_rank_open(cli_rank_t *rank)
     be.threads = r->opt.threads;
     be.rank = rank->index;
     be.path = r->opt.kernels;
-    be.pin = -1;
+    be.pin = (r->opt.pin < 0) ? -1
+             : r->opt.pin + (int) (rank->index * r->opt.threads);
     be.alone = r->opt.alone;
 
     rank->be = be_open(r->opt.backend, &be, rank->err);
@@ -479,6 +480,7 @@ cli_ranks_options(const cli_engine_t *cli, cli_ranks_options_t *opt)
     opt->kernels = cli->kernels;
     opt->ranks = cli->ranks;
     opt->threads = cli->threads;
+    opt->pin = (cli->pin == UINT32_MAX) ? -1 : (int) cli->pin;
     opt->redundant = cli->redundant;
     opt->interval = cli->balance_interval;
     opt->gain = cli->balance_gain / 100;

@@ -18,6 +18,7 @@ typedef struct {
     be_dtype_t   weights;            /* BE_F32: as they are */
     uint32_t     ranks;
     uint32_t     threads;            /* of each */
+    int          pin;                /* CPU of the first, -1: none */
     uint32_t     max_rows;           /* of a step and rank */
     uint32_t     max_logits;
     uint32_t     kv_blocks;          /* of each rank */

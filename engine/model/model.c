@@ -100,6 +100,13 @@ model_close(model_t *model)
 }
 
 
+uint64_t
+model_size(const model_t *model)
+{
+    return model_shards_size(model->shards);
+}
+
+
 const model_config_t *
 model_config(const model_t *model)
 {

@@ -85,6 +85,15 @@ typedef struct {
 model_t *model_open(const char *dir, char *err);
 void model_close(model_t *model);
 
+/*
+ * Copies what is mapped into memory of huge pages, where the system gives
+ * them; before any rank is opened.  0, or -1 with the reason in `err`.
+ */
+int model_load(model_t *model, char *err);
+
+/* Bytes of its files. */
+uint64_t model_size(const model_t *model);
+
 const model_config_t *model_config(const model_t *model);
 
 /*
@@ -117,8 +126,11 @@ uint64_t model_created(const model_t *model);
  */
 size_t model_kv_block_size(const model_t *model, be_dtype_t compute, int mtp);
 
-/* Operations: a multiplication and an addition are two. */
-void model_cost(const model_t *model, be_dtype_t compute,
+/*
+ * Of ranks with that compute mode and type of weights (BE_F32: as they are).
+ * Operations: a multiplication and an addition are two.
+ */
+void model_cost(const model_t *model, be_dtype_t compute, be_dtype_t weights,
     model_cost_t *cost);
 
 /*

@@ -8,6 +8,7 @@
  *     model_rope.c         constants that follow from it
  *     model_safetensors.c  headers, the table of tensors
  *     model_shards.c       files, index
+ *     model_load.c         files into memory
  *     model_packed.c       model.packed, read
  *     model_convert.c      model.packed, written
  *     model_weights.c      tensors by their place in the graph
