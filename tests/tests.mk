@@ -161,4 +161,25 @@ bench: all tests
 	$(BUILD)/tests/bench/bench_route
 	$(BUILD)/tests/bench/bench_prefill --model $(BUILD)/checkpoints/bench \
 	    --prompt-tokens 8192
+	$(PY) tests/bench/busy.py $(BUILD)/llm-engine $(BUILD)/checkpoints/bench
 	BUILD=$(abspath $(BUILD)) tests/bench/front.pl
+	$(if $(PEER),@$(MAKE) --no-print-directory bench-peers)
+
+# PEER: built trees of llama.cpp and ik_llama.cpp, one or more.  The same
+# weights as GGUF_BF16 and GGUF_INT8 files, or CONVERT, a script that makes
+# them (tests/bench/peers.py says how it is called).
+
+PEER_MODEL ?= $(BUILD)/checkpoints/h130
+PEER_ARGS  ?=
+
+.PHONY: bench-peers
+bench-peers: engine
+	@mkdir -p $(BUILD)/checkpoints
+	@test -e $(PEER_MODEL)/config.json \
+	    || $(PY) tests/reference/make_checkpoint.py --style h130 --seed 1 \
+	        $(PEER_MODEL)
+	$(PY) tests/bench/peers.py --engine $(BUILD)/llm-engine \
+	    --model $(PEER_MODEL) --work $(BUILD)/checkpoints \
+	    $(PEER:%=--peer %) $(CONVERT:%=--convert %) \
+	    $(GGUF_BF16:%=--gguf bf16=%) $(GGUF_INT8:%=--gguf int8=%) \
+	    $(PEER_ARGS)
