@@ -141,6 +141,24 @@ if "$build/llm-engine" status --socket "$dir/s" 2>/dev/null; then
     exit 1
 fi
 
+# Tokens are guessed, by a layer that is right now and then.
+guessed=0
+for s in 1 3; do
+    options="--speculate $s --speculate-always"
+    start "$s" 1 64 64M
+    run 1
+    run 32
+    stop
+    right=$(sed -n 's/.* tokens guessed, \([0-9]*\) right.*/\1/p' "$dir/log")
+    guessed=$((guessed + ${right:-0}))
+done
+options=
+
+if [ "$guessed" -eq 0 ]; then
+    echo "not ok: no guess was right"
+    exit 1
+fi
+
 # Ten sequences that grow to 3 to 5 blocks each, in 64 MiB and in 14 blocks.
 set=grown
 requests=10
@@ -150,6 +168,15 @@ cache=off
 start 2 1 64 64M
 run 1
 stop
+options="--speculate 2"
+start 2 1 16 64M
+run 10
+stop
+options="--speculate 4 --speculate-always"
+start 1 2 64 "${SHORT_SPECULATE_KV:-640K}"
+run 10
+stop
+options=
 start 1 2 64 "${SHORT_KV:-512K}"
 run 10
 stop
@@ -168,5 +195,6 @@ fi
 
 echo "ok: $n runs, ranks $ranks, threads $threads," \
      "chunks $chunks, $loads at a time, $preempted times preempted," \
-     "$cached tokens from the cache, experts moved in $moved layers:" \
+     "$cached tokens from the cache, experts moved in $moved layers," \
+     "$guessed guesses right:" \
      "equal bytes"

@@ -74,10 +74,11 @@ check-reference: engine
 
 check-determinism: engine tests
 	@mkdir -p $(BUILD)/checkpoints
-	@test -e $(BUILD)/checkpoints/v3/config.json \
+	@test -e $(BUILD)/checkpoints/drafts/config.json \
 	    || $(PY) tests/reference/make_checkpoint.py --style v3 --seed 7 \
-	        --set max_position_embeddings=4096 $(BUILD)/checkpoints/v3
-	tests/determinism.sh $(BUILD) $(BUILD)/checkpoints/v3
+	        --set max_position_embeddings=4096 --drafts 0.15 \
+	        $(BUILD)/checkpoints/drafts
+	tests/determinism.sh $(BUILD) $(BUILD)/checkpoints/drafts
 
 # Debian's nginx is not built with a sanitizer, so its runtime comes first.
 

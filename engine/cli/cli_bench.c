@@ -43,6 +43,8 @@ typedef struct {
     uint32_t       tokens;           /* of a prompt, or before an answer */
     double         rate[BENCH_REPEAT_MAX];
     uint32_t       n;
+    uint64_t       guessed;
+    uint64_t       right;
 } bench_cell_t;
 
 
@@ -242,7 +244,7 @@ static int
 bench_cell(bench_cmd_t *cmd, bench_cell_t *cell)
 {
     int                 rc;
-    uint64_t            blocks, have;
+    uint64_t            blocks, have, guessed, right;
     const cli_stack_t  *st;
 
     /* Sequences that push each other out of memory measure something else. */
@@ -260,6 +262,8 @@ bench_cell(bench_cmd_t *cmd, bench_cell_t *cell)
         return -1;
     }
 
+    bench_guesses(cmd->bench, &guessed, &right);
+
     for (cell->n = 0; cell->n < cmd->repeat; cell->n++) {
 
         rc = cell->prompts
@@ -272,6 +276,10 @@ bench_cell(bench_cmd_t *cmd, bench_cell_t *cell)
             return -1;
         }
     }
+
+    bench_guesses(cmd->bench, &cell->guessed, &cell->right);
+    cell->guessed -= guessed;
+    cell->right -= right;
 
     qsort(cell->rate, cell->n, sizeof(double), bench_order);
     bench_print(cmd, cell);
@@ -333,6 +341,12 @@ bench_print(bench_cmd_t *cmd, const bench_cell_t *cell)
 
         if (cmd->with_roof) {
             printf("  %.1f %% of roof", share * 100);
+        }
+
+        if (cmd->cli.speculate > 0 && !cell->prompts) {
+            printf("  %llu of %llu guesses right",
+                   (unsigned long long) cell->right,
+                   (unsigned long long) cell->guessed);
         }
 
         printf("\n");
@@ -423,6 +437,12 @@ bench_json_cell(const bench_cmd_t *cmd, const bench_cell_t *cell,
     }
 
     printf("]");
+
+    if (cmd->cli.speculate > 0) {
+        printf(",\"guessed\":%llu,\"guessed_right\":%llu",
+               (unsigned long long) cell->guessed,
+               (unsigned long long) cell->right);
+    }
 
     if (cmd->with_roof) {
         printf(",\"roof_share\":%.4f,\"read_gb\":%.2f,\"token_mb\":%.3f,"

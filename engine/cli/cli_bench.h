@@ -49,6 +49,9 @@ int bench_prompts(bench_t *b, uint32_t n, uint32_t n_prompt, double *rate,
 int bench_answers(bench_t *b, uint32_t n, uint32_t depth, uint32_t n_new,
     double *rate, char *err);
 
+/* Tokens guessed so far, and how many of them were right. */
+void bench_guesses(const bench_t *b, uint64_t *guessed, uint64_t *right);
+
 /* Measures; -1 without memory for it. */
 int bench_roof(const bench_t *b, uint32_t threads, bench_roof_t *roof,
     char *err);

@@ -146,6 +146,18 @@ bench_stack(const bench_t *b)
 }
 
 
+void
+bench_guesses(const bench_t *b, uint64_t *guessed, uint64_t *right)
+{
+    sched_stats_t  st;
+
+    sched_stats(b->sched, &st);
+
+    *guessed = st.drafted;
+    *right = st.hits;
+}
+
+
 int
 bench_prompts(bench_t *b, uint32_t n, uint32_t n_prompt, double *rate,
     char *err)

@@ -23,6 +23,10 @@ static int cli_load(cli_stack_t *st, const cli_engine_t *cli, char *err);
 static void cli_stack_begin(void *ctx);
 static int cli_stack_step(void *ctx, uint32_t rank, const sched_batch_t *batch,
     const uint32_t *logit_row, uint32_t n_logits, float *logits, char *err);
+static int cli_stack_draft(void *ctx, uint32_t rank,
+    const sched_draft_t *draft, const uint32_t *logit_row, uint32_t n_logits,
+    float *logits, char *err);
+static void cli_stack_batch(const sched_batch_t *batch, be_batch_t *b);
 
 
 int
@@ -41,6 +45,12 @@ cli_stack_open(cli_stack_t *st, const cli_engine_t *cli, int tokenizer,
     }
 
     conf = model_config(st->model);
+
+    if (cli->speculate > 0 && conf->mtp_layers == 0) {
+        snprintf(err, ERR_LEN, "--speculate: %.300s has no multi-token "
+                 "prediction layer to guess with", cli->model);
+        goto failed;
+    }
 
     if (tokenizer) {
         st->tok = tok_open(cli->model, err);
@@ -78,8 +88,11 @@ cli_stack_open(cli_stack_t *st, const cli_engine_t *cli, int tokenizer,
     n = (st->opt.weights == BE_F32) ? 2 : 3;
     st->fingerprint = XXH3_64bits(all, n * sizeof(all[0])) | 1;
 
-    st->opt.max_rows = sched_max_rows(cli->max_batch, cli->prefill_chunk);
-    st->opt.max_logits = sched_max_logits(cli->max_batch, cli->prefill_chunk);
+    st->opt.mtp = cli->speculate > 0;
+    st->opt.max_rows = sched_max_rows(cli->max_batch, cli->prefill_chunk,
+                                      cli->speculate);
+    st->opt.max_logits = sched_max_logits(cli->max_batch, cli->prefill_chunk,
+                                          cli->speculate);
     st->opt.kv_blocks = cli_kv_blocks(st, cli, err);
 
     if (st->opt.kv_blocks == 0) {
@@ -234,6 +247,9 @@ cli_stack_sched(cli_stack_t *st, const cli_engine_t *cli, sched_options_t *opt)
     opt->step = cli_stack_step;
     opt->begin = cli_stack_begin;
     opt->step_ctx = st;
+    opt->speculate = cli->speculate;
+    opt->speculate_always = cli->speculate_always;
+    opt->draft = cli_stack_draft;
 
     if (getrandom(&opt->boot, sizeof(opt->boot), 0) != sizeof(opt->boot)) {
         opt->boot = (uint64_t) getpid() << 32;
@@ -256,25 +272,58 @@ static int
 cli_stack_step(void *ctx, uint32_t rank, const sched_batch_t *batch,
     const uint32_t *logit_row, uint32_t n_logits, float *logits, char *err)
 {
-    int           rc;
-    char          why[ERR_LEN];
-    be_batch_t    b;
-    cli_stack_t  *st = ctx;
+    int            rc;
+    char           why[ERR_LEN];
+    be_batch_t     b;
+    cli_stack_t   *st = ctx;
+    model_rank_t  *mr;
 
-    memset(&b, 0, sizeof(b));
-    b.n_rows = batch->n_rows;
-    b.id = batch->id;
-    b.pos = batch->pos;
-    b.seq = batch->seq;
-    b.n_seqs = batch->n_seqs;
-    b.blocks = batch->blocks;
+    mr = cli_ranks_rank(st->ranks, rank);
+    cli_stack_batch(batch, &b);
 
-    rc = model_step(cli_ranks_rank(st->ranks, rank), &b, logit_row, n_logits,
-                    logits, why);
+    model_keep(mr, batch->drafts);
+    rc = model_step(mr, &b, logit_row, n_logits, logits, why);
 
     if (rc != 0) {
         snprintf(err, SCHED_ERR_LEN, "rank %u: %.480s", rank, why);
     }
 
     return rc;
+}
+
+
+static int
+cli_stack_draft(void *ctx, uint32_t rank, const sched_draft_t *draft,
+    const uint32_t *logit_row, uint32_t n_logits, float *logits, char *err)
+{
+    int           rc;
+    char          why[ERR_LEN];
+    be_batch_t    b;
+    cli_stack_t  *st = ctx;
+
+    cli_stack_batch(&draft->rows, &b);
+    b.first = draft->first;
+
+    rc = model_draft(cli_ranks_rank(st->ranks, rank), &b, draft->from,
+                     draft->pass, logit_row, n_logits, logits, why);
+
+    if (rc != 0) {
+        snprintf(err, SCHED_ERR_LEN, "rank %u: %.480s", rank, why);
+    }
+
+    return rc;
+}
+
+
+static void
+cli_stack_batch(const sched_batch_t *batch, be_batch_t *b)
+{
+    memset(b, 0, sizeof(be_batch_t));
+
+    b->n_rows = batch->n_rows;
+    b->id = batch->id;
+    b->pos = batch->pos;
+    b->seq = batch->seq;
+    b->n_seqs = batch->n_seqs;
+    b->blocks = batch->blocks;
 }

@@ -7,16 +7,14 @@
  */
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <time.h>
 
-#include "cli/cli_options.h"
-#include "cli/cli_ranks.h"
-#include "sample/sample.h"
-#include "tokenizer/tok.h"
+#include "cli/cli_engine.h"
 #include "tokenizer/tok_stream.h"
 #include "tokenizer/tok_template.h"
 
@@ -39,31 +37,28 @@ typedef struct {
     int               no_think;
     int               stats;
 
-    model_t          *model;
-    tok_t            *tok;
-    cli_ranks_t      *ranks;
-    sample_t         *sample;
+    cli_stack_t       st;
+    sched_t          *sched;
+    sched_seq_t      *seq;
     uint8_t          *known;
-    sample_params_t   params;
 
     char             *prompt;
     size_t            prompt_len;
     unsigned          flags;         /* of the stream */
-    int32_t          *id;            /* prompt and answer */
+    int32_t          *id;            /* of the prompt; then the scheduler's */
     uint32_t          n_prompt;
-    uint32_t          n;
-    uint32_t          max;
+    uint32_t          max;           /* tokens of prompt and answer */
 
-    cli_step_t       *step;          /* [ranks], the first has the rows */
-    uint32_t          chunk;
-    int32_t          *block;
-    const int32_t    *blocks[1];
-    uint32_t         *pos;
-    uint32_t         *seq;
-    uint32_t          row;
-    float            *logits;
+    tok_stream_t      stream;        /* touched by the rank's leader alone */
+    int               reasoned;
+    double            start;
     double            prompt_time;
-    double            answer_time;
+
+    pthread_mutex_t   lock;
+    pthread_cond_t    wake;
+    int               ended;
+    sched_finish_t    finish;
+    char              err[SCHED_ERR_LEN];
 } generate_t;
 
 
@@ -74,14 +69,23 @@ static int generate_encode(generate_t *g, char *err);
 static int generate_chat(generate_t *g, tok_ids_t *ids, char *err);
 static int generate_ids(generate_t *g, const tok_ids_t *ids, int bos,
     char *err);
-static int generate_scratch(generate_t *g, char *err);
-static int generate_sampling(generate_t *g, char *err);
+static int generate_sched(generate_t *g, char *err);
 static int generate_run(generate_t *g);
-static int generate_rows(generate_t *g, uint32_t from, uint32_t rows);
-static int generate_is_end(const generate_t *g, int32_t id);
+static int generate_submit(generate_t *g);
+static void generate_accepted(void *data, const sched_accepted_t *a);
+static int generate_tokens(void *data, sched_kind_t kind,
+    const sched_token_t *tok, uint32_t n);
+static void generate_finish(void *data, const sched_finish_t *f);
+static void generate_failed(void *ctx, const char *reason);
+static void generate_stats(const generate_t *g);
 static void generate_write(const tok_stream_out_t *out, int *reasoned);
 static double generate_now(void);
 static void generate_close(generate_t *g);
+
+
+static const sched_ops_t  generate_ops = {
+    generate_accepted, generate_tokens, generate_finish, NULL, generate_failed
+};
 
 
 int
@@ -96,6 +100,8 @@ cli_generate(int argc, char **argv)
     g.temperature = -1;
     g.top_p = -1;
     g.repetition = 1;
+    pthread_mutex_init(&g.lock, NULL);
+    pthread_cond_init(&g.wake, NULL);
 
     if (getrandom(&g.seed, sizeof(g.seed), 0) != sizeof(g.seed)) {
         g.seed = (uint64_t) time(NULL);
@@ -139,6 +145,7 @@ cli_generate(int argc, char **argv)
     }
 
     rc = 1;
+    g.opt.max_batch = 1;
 
     if (generate_prompt(&g) == 0 && generate_open(&g) == 0
         && generate_run(&g) == 0)
@@ -227,30 +234,14 @@ generate_open(generate_t *g)
 {
     char  err[ERR_LEN];
 
-    g->model = model_open(g->opt.model, err);
-    if (g->model == NULL) {
-        goto failed;
-    }
-
-    g->tok = tok_open(g->opt.model, err);
-    if (g->tok == NULL
-        || tok_fits(g->tok, model_config(g->model)->vocab, err) != 0)
+    if (cli_stack_open(&g->st, &g->opt, 1, err) != 0
+        || generate_encode(g, err) != 0 || generate_sched(g, err) != 0)
     {
-        goto failed;
-    }
-
-    if (generate_encode(g, err) != 0 || generate_scratch(g, err) != 0
-        || generate_sampling(g, err) != 0)
-    {
-        goto failed;
+        cli_error("%s", err);
+        return -1;
     }
 
     return 0;
-
-failed:
-
-    cli_error("%s", err);
-    return -1;
 }
 
 
@@ -261,11 +252,11 @@ generate_encode(generate_t *g, char *err)
     tok_ids_t   ids;
 
     memset(&ids, 0, sizeof(ids));
-    raw = g->raw || tok_template(g->tok) == TOK_TEMPLATE_NONE;
+    raw = g->raw || tok_template(g->st.tok) == TOK_TEMPLATE_NONE;
 
     if (raw) {
         g->flags = TOK_STREAM_RAW;
-        rc = tok_encode(g->tok, g->prompt, g->prompt_len, NULL, 0, &ids, err);
+        rc = tok_encode(g->st.tok, g->prompt, g->prompt_len, NULL, 0, &ids, err);
 
     } else {
         rc = generate_chat(g, &ids, err);
@@ -273,7 +264,7 @@ generate_encode(generate_t *g, char *err)
 
     if (rc == 0) {
         rc = generate_ids(g, &ids,
-                          raw && tok_add_bos(g->tok) && tok_bos(g->tok) >= 0,
+                          raw && tok_add_bos(g->st.tok) && tok_bos(g->st.tok) >= 0,
                           err);
     }
 
@@ -304,12 +295,12 @@ generate_chat(generate_t *g, tok_ids_t *ids, char *err)
     msg[n].content = g->prompt;
     msg[n++].len = g->prompt_len;
 
-    rc = tok_render(g->tok, msg, n, g->think ? 1 : g->no_think ? 0 : -1,
+    rc = tok_render(g->st.tok, msg, n, g->think ? 1 : g->no_think ? 0 : -1,
                     &prompt, err);
 
     if (rc == 0) {
         g->flags = prompt.in_reasoning ? TOK_STREAM_REASONING : 0;
-        rc = tok_encode(g->tok, prompt.text, prompt.len, prompt.trusted,
+        rc = tok_encode(g->st.tok, prompt.text, prompt.len, prompt.trusted,
                         prompt.n_trusted, ids, err);
     }
 
@@ -327,11 +318,7 @@ generate_ids(generate_t *g, const tok_ids_t *ids, int bos, char *err)
     size_t    i;
     uint32_t  context;
 
-    context = model_config(g->model)->max_context;
-
-    if (g->opt.max_context != 0 && g->opt.max_context < context) {
-        context = g->opt.max_context;
-    }
+    context = g->st.max_context;
 
     if (ids->n + bos == 0) {
         snprintf(err, ERR_LEN, "the prompt is empty");
@@ -351,18 +338,16 @@ generate_ids(generate_t *g, const tok_ids_t *ids, int bos, char *err)
         g->max = g->n_prompt + g->max_tokens;
     }
 
-    g->id = calloc(g->max, sizeof(int32_t));
+    g->id = calloc(g->n_prompt, sizeof(int32_t));
     if (g->id == NULL) {
-        snprintf(err, ERR_LEN, "no memory for %u tokens", g->max);
+        snprintf(err, ERR_LEN, "no memory for %u tokens", g->n_prompt);
         return -1;
     }
 
-    if (bos) {
-        g->id[g->n++] = tok_bos(g->tok);
-    }
+    g->id[0] = tok_bos(g->st.tok);
 
     for (i = 0; i < ids->n; i++) {
-        g->id[g->n++] = ids->id[i];
+        g->id[bos + i] = ids->id[i];
     }
 
     return 0;
@@ -370,198 +355,74 @@ generate_ids(generate_t *g, const tok_ids_t *ids, int bos, char *err)
 
 
 static int
-generate_scratch(generate_t *g, char *err)
+generate_sched(generate_t *g, char *err)
 {
-    uint32_t              i, blocks;
-    cli_ranks_options_t   opt;
+    uint32_t         i;
+    sched_options_t  opt;
 
-    g->chunk = g->opt.prefill_chunk < g->n_prompt ? g->opt.prefill_chunk
-                                                  : g->n_prompt;
-    blocks = (g->max + BE_BLOCK - 1) / BE_BLOCK;
+    cli_stack_sched(&g->st, &g->opt, &opt);
+    g->known = calloc(opt.vocab, 1);
 
-    cli_ranks_options(&g->opt, &opt);
-    opt.max_rows = g->chunk;
-    opt.max_logits = 1;
-    opt.kv_blocks = blocks;
-
-    g->ranks = cli_ranks_open(g->model, &opt, err);
-    if (g->ranks == NULL) {
-        return -1;
-    }
-
-    g->step = calloc(opt.ranks, sizeof(cli_step_t));
-    g->block = calloc(blocks, sizeof(int32_t));
-    g->pos = calloc(g->chunk, sizeof(uint32_t));
-    g->seq = calloc(g->chunk, sizeof(uint32_t));
-    g->logits = calloc(model_config(g->model)->vocab, sizeof(float));
-
-    if (g->step == NULL || g->block == NULL || g->pos == NULL
-        || g->seq == NULL || g->logits == NULL)
-    {
-        snprintf(err, ERR_LEN, "no memory for steps of %u tokens", g->chunk);
-        return -1;
-    }
-
-    for (i = 0; i < blocks; i++) {
-        g->block[i] = (int32_t) i;
-    }
-
-    g->blocks[0] = g->block;
-
-    return 0;
-}
-
-
-static int
-generate_sampling(generate_t *g, char *err)
-{
-    uint32_t               i;
-    const model_config_t  *c;
-
-    c = model_config(g->model);
-    g->known = calloc(c->vocab, 1);
-
-    if (g->known != NULL) {
-
-        for (i = 0; i < c->vocab; i++) {
-            g->known[i] = tok_known(g->tok, (int32_t) i) != 0;
-        }
-
-        g->sample = sample_open(c->vocab, g->known, g->max);
-    }
-
-    if (g->sample == NULL) {
+    if (g->known == NULL) {
         snprintf(err, ERR_LEN, "no memory for sampling");
         return -1;
     }
 
-    g->params.temperature = g->temperature < 0 ? c->temperature
-                                               : (float) g->temperature;
-    g->params.top_p = g->top_p < 0 ? c->top_p : (float) g->top_p;
-    g->params.min_p = (float) g->min_p;
-    g->params.top_k = g->top_k;
-    g->params.repetition_penalty = (float) g->repetition;
-    g->params.seed = g->seed;
+    for (i = 0; i < opt.vocab; i++) {
+        g->known[i] = tok_known(g->st.tok, (int32_t) i) != 0;
+    }
 
-    return 0;
+    opt.known = g->known;
+    opt.queue_max = 1;
+    opt.ops = &generate_ops;
+    opt.ops_ctx = g;
+
+    g->sched = sched_open(&opt, err);
+
+    return g->sched != NULL ? sched_start(g->sched, err) : -1;
 }
 
 
 static int
 generate_run(generate_t *g)
 {
-    int                rc, reasoned;
-    double             start;
-    int32_t            id;
-    uint32_t           i, rows;
-    tok_stream_t       stream;
-    tok_stream_out_t   out;
+    tok_stream_out_t  out;
 
-    if (tok_stream_init(&stream, g->tok, NULL, 0, g->flags) != 0) {
+    if (tok_stream_init(&g->stream, g->st.tok, NULL, 0, g->flags) != 0) {
         cli_error("no memory for the text");
         return -1;
     }
 
-    rc = -1;
-    reasoned = 0;
-    start = generate_now();
+    g->start = generate_now();
 
-    for (i = 0; i < g->n_prompt; i += rows) {
-        rows = g->n_prompt - i < g->chunk ? g->n_prompt - i : g->chunk;
-
-        if (generate_rows(g, i, rows) != 0) {
-            goto done;
-        }
+    if (generate_submit(g) != 0) {
+        cli_error("no memory for the prompt");
+        return -1;
     }
 
-    g->prompt_time = generate_now() - start;
-    start = generate_now();
+    pthread_mutex_lock(&g->lock);
 
-    for ( ;; ) {
-        id = sample_token(g->sample, &g->params, g->logits, g->id,
-                          g->n_prompt, g->id + g->n_prompt,
-                          g->n - g->n_prompt, g->n);
-
-        if (id < 0) {
-            cli_error("no token is possible after %u", g->n);
-            goto done;
-        }
-
-        g->id[g->n++] = id;
-
-        if (generate_is_end(g, id)) {
-            break;
-        }
-
-        tok_stream_push(&stream, id, &out);
-        generate_write(&out, &reasoned);
-
-        if (g->n == g->max) {
-            break;
-        }
-
-        if (generate_rows(g, g->n - 1, 1) != 0) {
-            goto done;
-        }
+    while (!g->ended) {
+        pthread_cond_wait(&g->wake, &g->lock);
     }
 
-    tok_stream_flush(&stream, &out);
-    generate_write(&out, &reasoned);
+    pthread_mutex_unlock(&g->lock);
+
+    if (g->err[0] != '\0') {
+        cli_error("%s", g->err);
+        return -1;
+    }
+
+    tok_stream_flush(&g->stream, &out);
+    generate_write(&out, &g->reasoned);
     putchar('\n');
 
-    g->answer_time = generate_now() - start;
-    rc = 0;
-
     if (g->stats) {
-        fprintf(stderr, "prompt: %u tokens, %.3f s; answer: %u tokens, "
-                "%.3f s, %.1f tokens/s; seed %llu\n", g->n_prompt,
-                g->prompt_time, g->n - g->n_prompt, g->answer_time,
-                (g->n - g->n_prompt) / g->answer_time,
-                (unsigned long long) g->seed);
+        generate_stats(g);
     }
 
     if (fflush(stdout) != 0) {
         cli_error("stdout: %s", strerror(errno));
-        rc = -1;
-    }
-
-done:
-
-    tok_stream_free(&stream);
-
-    return rc;
-}
-
-
-/* Rows of one sequence on the first rank; the others serve their experts. */
-
-static int
-generate_rows(generate_t *g, uint32_t from, uint32_t rows)
-{
-    char         err[ERR_LEN];
-    uint32_t     i;
-    cli_step_t  *step;
-
-    step = &g->step[0];
-
-    for (i = 0; i < rows; i++) {
-        g->pos[i] = from + i;
-    }
-
-    g->row = rows - 1;
-
-    step->batch.n_rows = rows;
-    step->batch.id = g->id + from;
-    step->batch.pos = g->pos;
-    step->batch.seq = g->seq;
-    step->batch.n_seqs = 1;
-    step->batch.blocks = g->blocks;
-    step->logit_row = &g->row;
-    step->n_logits = (from + rows == g->n) ? 1 : 0;
-    step->logits = g->logits;
-
-    if (cli_ranks_step(g->ranks, g->step, err) != 0) {
-        cli_error("%s", err);
         return -1;
     }
 
@@ -570,20 +431,118 @@ generate_rows(generate_t *g, uint32_t from, uint32_t rows)
 
 
 static int
-generate_is_end(const generate_t *g, int32_t id)
+generate_submit(generate_t *g)
 {
-    uint32_t               i;
+    sched_request_t        q;
     const model_config_t  *c;
 
-    c = model_config(g->model);
+    c = model_config(g->st.model);
 
-    for (i = 0; i < c->n_eos; i++) {
-        if (c->eos[i] == id) {
-            return 1;
-        }
+    memset(&q, 0, sizeof(q));
+    q.data = g;
+    q.ids = g->id;
+    q.n_prompt = g->n_prompt;
+    q.max_tokens = g->max - g->n_prompt;
+    q.rank_hint = -1;
+    q.credit = INT64_MAX / 2;
+    q.params.temperature = g->temperature < 0 ? c->temperature
+                                              : (float) g->temperature;
+    q.params.top_p = g->top_p < 0 ? c->top_p : (float) g->top_p;
+    q.params.min_p = (float) g->min_p;
+    q.params.top_k = g->top_k;
+    q.params.repetition_penalty = (float) g->repetition;
+    q.params.seed = g->seed;
+
+    g->id = NULL;
+
+    return sched_submit(g->sched, &q, &g->seq);
+}
+
+
+static void
+generate_accepted(void *data, const sched_accepted_t *a)
+{
+    (void) data;
+    (void) a;
+}
+
+
+static int
+generate_tokens(void *data, sched_kind_t kind, const sched_token_t *tok,
+    uint32_t n)
+{
+    uint32_t           i;
+    generate_t        *g = data;
+    tok_stream_out_t   out;
+
+    (void) kind;
+
+    if (g->prompt_time == 0) {
+        g->prompt_time = generate_now() - g->start;
     }
 
-    return id == tok_eos(g->tok);
+    for (i = 0; i < n; i++) {
+
+        if (tok[i].eos || tok[i].id == tok_eos(g->st.tok)) {
+            return 1;
+        }
+
+        tok_stream_push(&g->stream, tok[i].id, &out);
+        generate_write(&out, &g->reasoned);
+    }
+
+    return 0;
+}
+
+
+static void
+generate_finish(void *data, const sched_finish_t *f)
+{
+    generate_t  *g = data;
+
+    pthread_mutex_lock(&g->lock);
+
+    if (f->message != NULL && g->err[0] == '\0') {
+        snprintf(g->err, sizeof(g->err), "%s", f->message);
+    }
+
+    g->finish = *f;
+    g->ended = 1;
+    pthread_cond_signal(&g->wake);
+    pthread_mutex_unlock(&g->lock);
+}
+
+
+/* Comes before finish(), and says why. */
+
+static void
+generate_failed(void *ctx, const char *reason)
+{
+    generate_t  *g = ctx;
+
+    pthread_mutex_lock(&g->lock);
+    snprintf(g->err, sizeof(g->err), "%s", reason);
+    pthread_mutex_unlock(&g->lock);
+}
+
+
+static void
+generate_stats(const generate_t *g)
+{
+    double                 time;
+    const sched_finish_t  *f;
+
+    f = &g->finish;
+    time = generate_now() - g->start - g->prompt_time;
+
+    fprintf(stderr, "prompt: %u tokens, %.3f s; answer: %u tokens, %.3f s, "
+            "%.1f tokens/s; seed %llu\n", g->n_prompt, g->prompt_time,
+            f->n_output, time, f->n_output / time,
+            (unsigned long long) g->seed);
+
+    if (g->opt.speculate > 0) {
+        fprintf(stderr, "guesses: %u, %u right\n", f->n_drafted, f->n_hit);
+    }
 }
 
 
@@ -623,16 +582,16 @@ generate_now(void)
 static void
 generate_close(generate_t *g)
 {
-    cli_ranks_close(g->ranks);
-    model_close(g->model);
-    sample_close(g->sample);
-    tok_close(g->tok);
+    if (g->seq != NULL) {
+        sched_release(g->seq);
+    }
+
+    sched_close(g->sched);
+    tok_stream_free(&g->stream);
+    cli_stack_close(&g->st);
     free(g->known);
     free(g->prompt);
     free(g->id);
-    free(g->step);
-    free(g->block);
-    free(g->pos);
-    free(g->seq);
-    free(g->logits);
+    pthread_mutex_destroy(&g->lock);
+    pthread_cond_destroy(&g->wake);
 }

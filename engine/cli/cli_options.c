@@ -3,6 +3,7 @@
  */
 
 #include "cli/cli_options.h"
+#include "sched/sched.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -181,6 +182,13 @@ cli_table(cli_parser_t *p, cli_engine_t *opt)
         { CLI_G_COMPUTE,
           { "prefill-chunk", "N", CLI_UINT, &opt->prefill_chunk,
             "prompt tokens of a step on each rank, at most", 1, 65536 } },
+        { CLI_G_COMPUTE,
+          { "speculate", "N", CLI_UINT, &opt->speculate,
+            "tokens guessed by the MTP layer, up to N where they pay", 0,
+            SCHED_DEPTH_MAX } },
+        { CLI_G_COMPUTE,
+          { "speculate-always", NULL, CLI_FLAG, &opt->speculate_always,
+            "guess N tokens whether they pay or not" } },
         { CLI_G_COMPUTE,
           { "redundant-experts", "N", CLI_UINT, &opt->redundant,
             "replicas of busy experts in each layer, over all ranks", 0,
@@ -732,6 +740,12 @@ cli_check(cli_parser_t *p, cli_engine_t *opt)
         && !opt->prefix_cache)
     {
         cli_error("--kv-cache-dir is of no use with --prefix-cache off");
+        return CLI_EXIT_USAGE;
+    }
+
+    if (opt->speculate_always && opt->speculate == 0) {
+        cli_error("--speculate-always: without --speculate N nothing is "
+                  "guessed");
         return CLI_EXIT_USAGE;
     }
 

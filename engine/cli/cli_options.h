@@ -112,6 +112,8 @@ typedef struct {
     uint64_t     kv_memory;          /* per rank, bytes */
     uint32_t     max_context;
     uint32_t     max_batch;          /* sequences per rank */
+    uint32_t     speculate;          /* tokens guessed at most, 0: none */
+    int          speculate_always;
     uint32_t     prefill_chunk;      /* rows of prompts per step and rank */
     uint32_t     redundant;          /* slots of experts beyond one each */
     double       balance_interval;   /* seconds; 0: experts stay */

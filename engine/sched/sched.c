@@ -12,26 +12,30 @@
 
 
 static int sched_rank_open(sched_t *s, uint32_t index);
+static int sched_rank_drafts(sched_t *s, sched_rank_t *rk);
 static void sched_rank_close(sched_rank_t *rk);
 static void sched_event(sched_t *s, sched_seq_t *seq);
 
 
 uint32_t
-sched_max_rows(uint32_t max_batch, uint32_t prefill_chunk)
+sched_max_rows(uint32_t max_batch, uint32_t prefill_chunk,
+    uint32_t speculate)
 {
-    return max_batch + prefill_chunk;
+    return max_batch * (1 + speculate) + prefill_chunk;
 }
 
 
 /*
- * Every sequence samples from one row; scoring a prompt takes what is left of
+ * Every sequence samples from its rows; scoring a prompt takes what is left of
  * a number that keeps the logits of a large vocabulary at a modest size.
  */
 
 uint32_t
-sched_max_logits(uint32_t max_batch, uint32_t prefill_chunk)
+sched_max_logits(uint32_t max_batch, uint32_t prefill_chunk,
+    uint32_t speculate)
 {
-    return max_batch + (prefill_chunk < 64 ? prefill_chunk : 64);
+    return max_batch * (1 + speculate)
+           + (prefill_chunk < 64 ? prefill_chunk : 64);
 }
 
 
@@ -74,8 +78,10 @@ sched_open(const sched_options_t *opt, char *err)
     }
 
     s->opt.eos = s->eos;
-    s->max_rows = sched_max_rows(opt->max_batch, opt->prefill_chunk);
-    s->max_logits = sched_max_logits(opt->max_batch, opt->prefill_chunk);
+    s->max_rows = sched_max_rows(opt->max_batch, opt->prefill_chunk,
+                                 opt->speculate);
+    s->max_logits = sched_max_logits(opt->max_batch, opt->prefill_chunk,
+                                     opt->speculate);
     s->next_deadline = SCHED_NEVER;
     s->next_order = 1;
     sched_cost_init(&s->cost, opt->touch);
@@ -156,7 +162,29 @@ sched_rank_open(sched_t *s, uint32_t index)
         return -1;
     }
 
-    return 0;
+    return s->opt.speculate > 0 ? sched_rank_drafts(s, rk) : 0;
+}
+
+
+static int
+sched_rank_drafts(sched_t *s, sched_rank_t *rk)
+{
+    size_t  rows, batch;
+
+    rows = s->max_rows;
+    batch = s->opt.max_batch;
+
+    rk->d_entry = calloc(batch, sizeof(uint32_t));
+    rk->d_id = calloc(rows, sizeof(int32_t));
+    rk->d_pos = calloc(rows, sizeof(uint32_t));
+    rk->d_seq = calloc(rows, sizeof(uint32_t));
+    rk->d_from = calloc(rows, sizeof(uint32_t));
+    rk->d_first = calloc(batch, sizeof(uint32_t));
+    rk->d_logit_row = calloc(batch, sizeof(uint32_t));
+
+    return rk->d_entry != NULL && rk->d_id != NULL && rk->d_pos != NULL
+           && rk->d_seq != NULL && rk->d_from != NULL && rk->d_first != NULL
+           && rk->d_logit_row != NULL ? 0 : -1;
 }
 
 
@@ -173,6 +201,13 @@ sched_rank_close(sched_rank_t *rk)
     free(rk->row_seq);
     free(rk->seq_blocks);
     free(rk->logit_row);
+    free(rk->d_entry);
+    free(rk->d_id);
+    free(rk->d_pos);
+    free(rk->d_seq);
+    free(rk->d_from);
+    free(rk->d_first);
+    free(rk->d_logit_row);
     free(rk->logits);
     free(rk->token);
     free(rk->top);
@@ -334,6 +369,16 @@ sched_paused(const sched_seq_t *seq)
 }
 
 
+/* Whether a sequence samples after the rows it was given. */
+
+int
+sched_samples(const sched_seq_t *seq)
+{
+    return seq->rows > 0 && seq->r.max_tokens > 0
+           && seq->n_done + seq->rows - seq->n_spec == seq->n_total;
+}
+
+
 /* How many positions have to be computed before the next token, or the end. */
 
 uint32_t
@@ -365,6 +410,8 @@ sched_free_blocks(sched_t *s, sched_seq_t *seq)
     seq->n_public = 0;
     seq->n_tagged = 0;
     seq->n_done = 0;
+    seq->n_draft = 0;
+    seq->mtp_next = 0;
 }
 
 
@@ -409,6 +456,8 @@ sched_end(sched_t *s, sched_seq_t *seq, sched_reason_t reason,
     f.n_prompt = seq->r.n_prompt;
     f.n_cached = seq->n_cached;
     f.n_output = seq->n_total - seq->r.n_prompt;
+    f.n_drafted = seq->n_drafted;
+    f.n_hit = seq->n_hit;
     f.rank = seq->rank;
     f.step = s->steps;
     f.submitted_us = seq->r.submitted_us;
@@ -441,6 +490,9 @@ sched_publish(sched_t *s)
     s->stats.tokens = 0;
     s->stats.prompt = 0;
     s->stats.cached = 0;
+    s->stats.drafted = 0;
+    s->stats.hits = 0;
+    s->stats.depth = s->depth;
     s->stats.running = s->park.n + (s->queue.n - s->n_waiting);
 
     for (i = 0; i < s->n_ranks; i++) {
@@ -459,6 +511,8 @@ sched_publish(sched_t *s)
         s->stats.tokens += rk->tokens;
         s->stats.prompt += rk->prompt;
         s->stats.cached += rk->cached;
+        s->stats.drafted += rk->drafted;
+        s->stats.hits += rk->hits;
         s->stats.running += rk->n_running;
     }
 

@@ -36,6 +36,9 @@
  * one tenant, on one rank.  So a sequence that was preempted mostly finds its
  * own again.  `cached` is what a sequence did not compute of its prompt.
  *
+ * SPECULATION.  Up to `speculate` tokens are guessed and verified in one step
+ * (sched_draft.c), as many as pay (sched_depth.c); the answers are the same.
+ *
  * A sequence PAUSES while its credit is not positive or its `hold` is set.  It
  * does not count as one of the batch then.
  *
@@ -57,6 +60,7 @@
 #define SCHED_ERR_LEN   512
 #define SCHED_TOP_MAX   20
 #define SCHED_RANKS_MAX 64
+#define SCHED_DEPTH_MAX 8            /* tokens that can be guessed */
 
 typedef struct sched_s      sched_t;
 typedef struct sched_seq_s  sched_seq_t;
@@ -70,6 +74,7 @@ typedef struct {
     const uint32_t         *seq;     /* [n_rows] index into `blocks` */
     uint32_t                n_seqs;
     const int32_t *const   *blocks;  /* [n_seqs] */
+    int                     drafts;  /* sched_draft_pt follows */
 } sched_batch_t;
 
 /*
@@ -81,6 +86,26 @@ typedef struct {
  */
 typedef int (*sched_step_pt)(void *ctx, uint32_t rank,
     const sched_batch_t *batch, const uint32_t *logit_row, uint32_t n_logits,
+    float *logits, char *err);
+
+/*
+ * Computes the drafting layer of one rank: a row is a token at its position,
+ * and `from` says where the state of the position before is: in pass 0 the row
+ * of the step just done, later the index of the row of logits of the pass
+ * before.  Sequences have the layer's keys from position `first` on.  Logits
+ * are those of the token after the row's.  Called by the rank's leader, on
+ * every rank, for passes 0 to as many as the plan has.  0, or -1 as above.
+ */
+
+typedef struct {
+    sched_batch_t    rows;
+    const uint32_t  *first;          /* [n_seqs] */
+    const uint32_t  *from;           /* [n_rows] */
+    uint32_t         pass;
+} sched_draft_t;
+
+typedef int (*sched_draft_pt)(void *ctx, uint32_t rank,
+    const sched_draft_t *draft, const uint32_t *logit_row, uint32_t n_logits,
     float *logits, char *err);
 
 /* Why a sequence ended. */
@@ -118,6 +143,8 @@ typedef struct {
     uint32_t        n_prompt;
     uint32_t        n_cached;
     uint32_t        n_output;
+    uint32_t        n_drafted;       /* tokens guessed and looked at */
+    uint32_t        n_hit;           /* of them right */
     uint32_t        rank;
     uint64_t        step;            /* steps done */
     uint64_t        submitted_us;    /* monotonic; 0: did not come to that */
@@ -173,6 +200,9 @@ typedef struct {
     sched_step_pt       step;
     void              (*begin)(void *step_ctx);  /* NULL, or before steps */
     void               *step_ctx;
+    uint32_t            speculate;   /* at most SCHED_DEPTH_MAX; 0: off */
+    int                 speculate_always;    /* also where it does not pay */
+    sched_draft_pt      draft;       /* NULL without speculation */
     const sched_ops_t  *ops;
     void               *ops_ctx;
     uint64_t          (*now)(void);  /* µs; NULL: CLOCK_MONOTONIC */
@@ -211,8 +241,10 @@ typedef struct {
 
 
 /* Rows and logits rows that one step of a rank can have. */
-uint32_t sched_max_rows(uint32_t max_batch, uint32_t prefill_chunk);
-uint32_t sched_max_logits(uint32_t max_batch, uint32_t prefill_chunk);
+uint32_t sched_max_rows(uint32_t max_batch, uint32_t prefill_chunk,
+    uint32_t speculate);
+uint32_t sched_max_logits(uint32_t max_batch, uint32_t prefill_chunk,
+    uint32_t speculate);
 
 /*
  * sched_open() makes it, sched_start() starts its threads; NULL or -1 with the
@@ -272,6 +304,9 @@ typedef struct {
     uint64_t            preempted;
     uint64_t            prompt;      /* sums over the ranks */
     uint64_t            cached;
+    uint64_t            drafted;     /* tokens guessed and looked at */
+    uint64_t            hits;        /* of them right */
+    uint32_t            depth;       /* guessed in the last step */
     uint64_t            busy_us;     /* in steps */
     uint64_t            guess_us;    /* that they were planned to take */
     uint32_t            n_ranks;

@@ -400,6 +400,7 @@ sched_preempt(sched_t *s, sched_seq_t *seq)
     sched_leave_rank(s, seq);
 
     seq->rows = 0;
+    seq->n_spec = 0;
     seq->n_score = 0;
     seq->planned = SCHED_UNPLANNED;
     s->preempted++;

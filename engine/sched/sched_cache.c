@@ -9,8 +9,9 @@
  *
  * After a step the blocks that have become full are published.  One that is
  * there already, computed by two at once, is given back for the published one:
- * one arithmetic per position makes them equal.  A request's tags are put on
- * the published blocks that hold their last tokens.
+ * one arithmetic per position makes them equal, but for the drafting layer's
+ * keys, which may be missing.  A request's tags are put on the published blocks
+ * that hold their last tokens.
  */
 
 #include "sched/sched_int.h"
@@ -349,6 +350,7 @@ sched_cache_publish(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq)
             kv_cache_ref(&rk->cache, block);
             kv_cache_put(&rk->cache, seq->blocks[i]);
             seq->blocks[i] = block;
+            seq->mtp_next = 0;
         }
 
         sched_cache_public(rk, seq);

@@ -72,8 +72,17 @@ struct sched_seq_s {
     uint32_t          cap_hash;
     uint32_t          fetched;       /* block asked of the disk, plus one */
 
+    int32_t           draft[SCHED_DEPTH_MAX];    /* guesses that follow */
+    uint32_t          n_draft;
+    uint32_t          mtp_first;     /* has the drafting layer's keys from */
+    uint32_t          mtp_next;      /* there up to here */
+    uint32_t          n_drafted;
+    uint32_t          n_hit;
+
     int               pause;         /* as this plan saw it */
     uint32_t          rows;          /* of the step at hand */
+    uint32_t          n_spec;        /* the last of them, for guesses */
+    uint32_t          n_before;      /* n_done before the step */
     uint32_t          n_score;       /* rows whose logits score the prompt */
     sched_planned_t   planned;
 
@@ -136,6 +145,20 @@ typedef struct {
     uint32_t          n_rows;
     uint32_t          n_logits;
 
+    uint32_t         *d_entry;       /* of a pass of drafts */
+    int32_t          *d_id;
+    uint32_t         *d_pos;
+    uint32_t         *d_seq;
+    uint32_t         *d_from;
+    uint32_t         *d_first;
+    uint32_t         *d_logit_row;
+    uint32_t          d_rows;
+    uint32_t          d_logits;
+    uint32_t          answered;      /* sequences, in this step */
+    uint32_t          made;          /* their tokens */
+    uint64_t          drafted;
+    uint64_t          hits;
+
     float            *logits;
     sample_t         *sample;
     sched_token_t    *token;
@@ -151,6 +174,23 @@ typedef struct {
     uint64_t          seen;          /* step last joined */
     sched_t          *sched;
 } sched_rank_t;
+
+/* What guessing brought at one number of sequences; see sched_depth.c. */
+
+#define SCHED_SIZES  12
+
+typedef struct {
+    int       known;
+    uint32_t  depth;                 /* in use */
+    uint32_t  best;
+    uint32_t  next;                  /* last one tried again */
+    uint32_t  steps;                 /* measured of `depth` */
+    uint32_t  waited;                /* since the last trial */
+    uint32_t  pause;                 /* until the next */
+    double    tokens;
+    double    us;
+    double    speed[SCHED_DEPTH_MAX + 1];    /* tokens per us; 0: unknown */
+} sched_size_t;
 
 struct sched_s {
     sched_options_t   opt;
@@ -188,6 +228,9 @@ struct sched_s {
     int               failed;
 
     kv_disk_t        *disk;          /* NULL: none */
+    uint32_t          depth;         /* guesses after this step */
+    uint32_t          last_depth;
+    sched_size_t      size[SCHED_SIZES];
 
     sched_cost_t      cost;
     double            all_rows;      /* of the plan so far */
@@ -216,6 +259,7 @@ struct sched_s {
 /* sched.c */
 uint64_t sched_now(const sched_t *s);
 int sched_paused(const sched_seq_t *seq);
+int sched_samples(const sched_seq_t *seq);
 uint32_t sched_target(const sched_seq_t *seq);
 void sched_end(sched_t *s, sched_seq_t *seq, sched_reason_t reason,
     const char *message);
@@ -287,6 +331,14 @@ void sched_disk_store(sched_rank_t *rk, int32_t block, const kv_name_t *name,
 int sched_disk_waits(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq);
 void sched_disk_collect(sched_t *s);
 void sched_disk_give_up(sched_t *s);
+
+/* sched_draft.c */
+void sched_draft_plan(sched_t *s, sched_rank_t *rk, sched_seq_t *seq);
+int sched_draft_run(sched_t *s, sched_rank_t *rk);
+
+/* sched_depth.c */
+void sched_depth_choose(sched_t *s, uint32_t n);
+void sched_depth_learn(sched_t *s, uint32_t n, uint32_t tokens, uint64_t us);
 
 /* sched_rank.c */
 void sched_rank_run(sched_t *s, sched_rank_t *rk);

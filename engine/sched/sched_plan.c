@@ -14,6 +14,7 @@
 
 
 static int sched_is_prompt(const sched_seq_t *seq);
+static uint32_t sched_answering(const sched_t *s);
 static void sched_plan_answers(sched_t *s, sched_rank_t *rk);
 static void sched_plan_prompts(sched_t *s, sched_rank_t *rk);
 static sched_seq_t *sched_short_prompt(const sched_t *s,
@@ -45,6 +46,8 @@ sched_plan(sched_t *s)
     sched_admit(s, now);
     sched_refuse(s);
 
+    sched_depth_choose(s, sched_answering(s));
+
     n_answers = 0;
     n_prompts = 0;
     s->all_rows = 0;
@@ -71,6 +74,28 @@ sched_plan(sched_t *s)
     sched_disk_give_up(s);
 
     return work;
+}
+
+
+/* Sequences that need only their next token. */
+
+static uint32_t
+sched_answering(const sched_t *s)
+{
+    uint32_t             i, j, n;
+    const sched_rank_t  *rk;
+
+    n = 0;
+
+    for (i = 0; i < s->n_ranks; i++) {
+        rk = &s->rank[i];
+
+        for (j = 0; j < rk->n_running; j++) {
+            n += !rk->running[j]->pause && sched_pending(rk->running[j]) == 1;
+        }
+    }
+
+    return n;
 }
 
 
@@ -109,6 +134,7 @@ sched_plan_answers(sched_t *s, sched_rank_t *rk)
     for (i = 0; i < rk->n_running; i++) {
         seq = rk->running[i];
         seq->rows = 0;
+        seq->n_spec = 0;
         seq->n_score = 0;
         seq->planned = SCHED_UNPLANNED;
 
@@ -131,6 +157,7 @@ sched_plan_answers(sched_t *s, sched_rank_t *rk)
         sched_share(s, rk, seq, 1);
 
         if (seq->planned == SCHED_PLANNED) {
+            sched_draft_plan(s, rk, seq);
             rk->n_planned++;
             sched_load_add(&rk->load, seq->n_done, seq->rows, seq->rows);
         }
@@ -199,6 +226,7 @@ sched_plan_prompts(sched_t *s, sched_rank_t *rk)
         sched_share(s, rk, seq, rows);
 
         if (seq->planned == SCHED_PLANNED) {
+            sched_draft_plan(s, rk, seq);
             first = 0;
             rk->n_planned++;
             left -= seq->rows;
@@ -285,7 +313,7 @@ sched_short_prompt(const sched_t *s, const sched_rank_t *rk,
 static void
 sched_share(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t rows)
 {
-    uint32_t  want, first, score, spare;
+    uint32_t  want, first, score, spare, aside;
 
     want = sched_pending(seq);
     want = want < rows ? want : rows;
@@ -294,10 +322,10 @@ sched_share(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t rows)
 
     want = sched_cover(s, rk, seq, want);
 
-    /* Every other sequence of the batch may need one row of logits. */
+    /* Every other sequence of the batch may need its rows of logits. */
 
-    spare = rk->logits_left > s->opt.max_batch
-            ? rk->logits_left - s->opt.max_batch : 0;
+    aside = s->opt.max_batch * (1 + s->opt.speculate);
+    spare = rk->logits_left > aside ? rk->logits_left - aside : 0;
 
     sched_score_rows(seq, want, &first, &score);
 
@@ -450,7 +478,7 @@ sched_victim(sched_rank_t *rk, const sched_seq_t *seq)
 static void
 sched_batch(sched_rank_t *rk)
 {
-    uint32_t      i, j, k, n, first, score, logits;
+    uint32_t      i, j, k, n, pos, first, score, logits;
     sched_seq_t  *seq;
 
     rk->n_entries = 0;
@@ -472,8 +500,11 @@ sched_batch(sched_rank_t *rk)
         rk->seq_blocks[k] = seq->blocks;
 
         for (j = 0; j < seq->rows; j++) {
-            rk->row_id[n + j] = seq->ids[seq->n_done + j];
-            rk->row_pos[n + j] = seq->n_done + j;
+            pos = seq->n_done + j;
+            rk->row_id[n + j] = pos < seq->n_total
+                                ? seq->ids[pos]
+                                : seq->draft[pos - seq->n_total];
+            rk->row_pos[n + j] = pos;
             rk->row_seq[n + j] = k;
         }
 
@@ -483,10 +514,9 @@ sched_batch(sched_rank_t *rk)
             rk->logit_row[rk->n_logits++] = n + (first - seq->n_done) + j;
         }
 
-        if (seq->rows > 0 && seq->r.max_tokens > 0
-            && seq->n_done + seq->rows == seq->n_total)
-        {
-            rk->logit_row[rk->n_logits++] = n + seq->rows - 1;
+        for (j = 0; sched_samples(seq) && j <= seq->n_spec; j++) {
+            rk->logit_row[rk->n_logits++] = n + seq->rows - 1 - seq->n_spec
+                                            + j;
         }
 
         rk->n_rows += seq->rows;

@@ -15,12 +15,15 @@ static void sched_entry(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
     const float *logits);
 static void sched_echo(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
     uint32_t first, const float *logits);
+static void sched_answer(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
+    const float *logits);
 static void sched_token(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
     const float *logits);
 static void sched_score(sched_rank_t *rk, sched_seq_t *seq,
     const float *logits, int32_t id, uint32_t slot);
 static int sched_append(sched_seq_t *seq, int32_t id);
 static int sched_is_eos(const sched_t *s, int32_t id);
+static void sched_learn_depth(sched_t *s);
 
 
 void
@@ -37,6 +40,7 @@ sched_rank_run(sched_t *s, sched_rank_t *rk)
     b.seq = rk->row_seq;
     b.n_seqs = rk->n_entries;
     b.blocks = rk->seq_blocks;
+    b.drafts = s->depth > 0;
 
     rk->rc = s->opt.step(s->opt.step_ctx, rk->index, &b, rk->logit_row,
                          rk->n_logits, rk->logits, rk->err);
@@ -46,17 +50,20 @@ sched_rank_run(sched_t *s, sched_rank_t *rk)
     }
 
     at = 0;
+    rk->answered = 0;
+    rk->made = 0;
 
     for (i = 0; i < rk->n_entries; i++) {
         seq = rk->entry[i];
-
-        n = seq->n_score;
-        n += seq->rows > 0 && seq->r.max_tokens > 0
-             && seq->n_done + seq->rows == seq->n_total;
+        n = seq->n_score + (sched_samples(seq) ? 1 + seq->n_spec : 0);
 
         sched_entry(s, rk, seq, rk->logits + at * s->opt.vocab);
 
         at += n;
+    }
+
+    if (s->depth > 0) {
+        rk->rc = sched_draft_run(s, rk);
     }
 }
 
@@ -70,7 +77,8 @@ sched_entry(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
     uint32_t  first;
 
     first = seq->n_done;
-    seq->n_done += seq->rows;
+    seq->n_before = first;
+    seq->n_done += seq->rows - seq->n_spec;
 
     if (seq->r.echo && seq->n_echo < seq->r.n_prompt) {
         sched_echo(s, rk, seq, first, logits);
@@ -93,8 +101,43 @@ sched_entry(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
         seq->done = SCHED_LENGTH;    /* resumed, and there was no more to do */
 
     } else if (seq->rows > 0 && seq->n_done == seq->n_total) {
-        sched_token(s, rk, seq, logits);
+        sched_answer(s, rk, seq, logits);
     }
+}
+
+
+/* The next token, and those after it for which the guesses were right. */
+
+static void
+sched_answer(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
+    const float *logits)
+{
+    int       hit;
+    uint32_t  i;
+
+    rk->answered++;
+
+    for (i = 0; ; i++) {
+        sched_token(s, rk, seq, logits + (size_t) i * s->opt.vocab);
+
+        if (i == seq->n_spec || seq->n_done == seq->n_total) {
+            break;
+        }
+
+        hit = seq->ids[seq->n_total - 1] == seq->draft[i];
+        seq->n_drafted++;
+        seq->n_hit += (uint32_t) hit;
+        rk->drafted++;
+        rk->hits += (uint64_t) hit;
+
+        if (!hit || seq->done != 0 || sched_paused(seq)) {
+            break;
+        }
+
+        seq->n_done++;
+    }
+
+    seq->n_draft = 0;
 }
 
 
@@ -176,6 +219,7 @@ sched_token(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
 
     t->eos = !seq->r.ignore_eos && sched_is_eos(s, id);
     rk->tokens++;
+    rk->made++;
 
     if (seq->first_us == 0) {
         seq->first_us = sched_now(s);
@@ -253,6 +297,35 @@ sched_is_eos(const sched_t *s, int32_t id)
 }
 
 
+/* Only a step of nothing but answers tells what guessing brings. */
+
+static void
+sched_learn_depth(sched_t *s)
+{
+    uint32_t             i, entries, answered, made;
+    const sched_rank_t  *rk;
+
+    entries = 0;
+    answered = 0;
+    made = 0;
+
+    for (i = 0; i < s->n_ranks; i++) {
+        rk = &s->rank[i];
+        entries += rk->n_entries;
+        answered += rk->answered;
+        made += rk->made;
+
+        if (rk->n_rows > rk->n_entries * (1 + s->opt.speculate)) {
+            return;                  /* a prompt, too */
+        }
+    }
+
+    if (answered == entries) {
+        sched_depth_learn(s, answered, made, sched_now(s) - s->step_from);
+    }
+}
+
+
 void
 sched_collect(sched_t *s)
 {
@@ -262,6 +335,7 @@ sched_collect(sched_t *s)
 
     s->steps++;
     sched_budget_learn(s);
+    sched_learn_depth(s);
 
     for (i = 0; i < s->n_ranks; i++) {
         rk = &s->rank[i];

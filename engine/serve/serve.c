@@ -443,6 +443,12 @@ serve_close(serve_t *s)
                       (unsigned long long) st.cached,
                       (unsigned long long) st.prompt);
         }
+
+        if (st.drafted > 0) {
+            serve_log(SERVE_NOTICE, "%llu tokens guessed, %llu right",
+                      (unsigned long long) st.drafted,
+                      (unsigned long long) st.hits);
+        }
     }
 
     if (s->lanes != NULL) {

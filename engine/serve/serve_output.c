@@ -186,11 +186,13 @@ serve_on_finish(void *data, const sched_finish_t *f)
     fin.total_us = f->ended_us - f->submitted_us;
 
     serve_log(SERVE_INFO, "lane %u: request %llu: %s, %u (%u cached) + %u tokens, "
-              "rank %u, queue %llu us, first %llu us, total %llu us",
+              "%u of %u guesses right, rank %u, queue %llu us, first %llu us, "
+              "total %llu us",
               r->lane->number, (unsigned long long) r->id,
               f->reason == SCHED_STOP ? "stop"
               : f->reason == SCHED_LENGTH ? "length" : "cancelled",
-              f->n_prompt, f->n_cached, f->n_output, f->rank,
+              f->n_prompt, f->n_cached, f->n_output, f->n_hit, f->n_drafted,
+              f->rank,
               (unsigned long long) fin.queue_us,
               (unsigned long long) fin.first_us,
               (unsigned long long) fin.total_us);

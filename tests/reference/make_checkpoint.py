@@ -42,6 +42,12 @@ SKEW = 0.05
 GAINS = {'o_proj': 1.5, 'lm_head': 2.0, 'head': 2.0}
 
 
+# A field that is not written: what layers add is multiplied with it, so that
+# tokens follow from the one before them the more, the smaller it is; and the
+# MTP layer knows as much.
+DRAFTS = '_drafts'
+
+
 def rng_of(seed, name):
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
@@ -57,8 +63,25 @@ def published_name(config, name):
     return name
 
 
+def drafting_weight(name, shape):
+    """Values that let the MTP layer pass a token's embedding on to the head
+    as the model itself does, or None."""
+    if name.endswith('.enorm.weight'):
+        return np.ones(shape, np.float32)
+    if name.endswith('.eh_proj.weight'):
+        return np.eye(*shape, dtype=np.float32)
+    return None
+
+
 def random_weight(config, name, shape, seed):
     """float32 values of one tensor, before it is stored."""
+    drafts = config.get(DRAFTS)
+    if drafts is not None:
+        values = drafting_weight(name, shape)
+        if values is not None:
+            return values
+        if name.endswith('.shared_head.norm.weight'):
+            name = 'model.norm.weight'
     name = published_name(config, name)
     rng = rng_of(seed, name)
     values = rng.standard_normal(shape, np.float32)
@@ -69,6 +92,8 @@ def random_weight(config, name, shape, seed):
     if name.endswith('embed_tokens.weight'):
         return values
     gain = GAINS.get(name.split('.')[-2], 1.0) / np.sqrt(shape[1])
+    if drafts is not None and name.split('.')[-2] in ('o_proj', 'down_proj'):
+        gain *= drafts
     return values * np.float32(gain)
 
 
@@ -171,7 +196,7 @@ def write_tokenizer(out, config, seed, copied):
 
 
 def write_checkpoint(out, config, seed=1, shards=2, dtype='bf16',
-                     order='dtype', copied_tokenizer=None):
+                     order='dtype', copied_tokenizer=None, drafts=None):
     """Writes the directory `out`; older shards in it are removed."""
     os.makedirs(out, exist_ok=True)
     for name in os.listdir(out):
@@ -180,13 +205,14 @@ def write_checkpoint(out, config, seed=1, shards=2, dtype='bf16',
     config = dict(config)
     config['torch_dtype'] = {'bf16': 'bfloat16', 'f32': 'float32'}[dtype]
     plan = stored_tensors(config, dtype.upper())
+    values = {**config, DRAFTS: drafts}
     parts = split_shards(plan, shards)
     names = ['model.safetensors'] if len(parts) == 1 else \
         [f'model-{i + 1:05d}-of-{len(parts):05d}.safetensors'
          for i in range(len(parts))]
     weight_map = {}
     for file, part in zip(names, parts):
-        write_shard(os.path.join(out, file), part, order, config, seed)
+        write_shard(os.path.join(out, file), part, order, values, seed)
         weight_map.update((name, file) for name, _, _ in part)
     if len(parts) > 1:
         total = sum(size_of(d, s) for _, d, s in plan)
@@ -229,6 +255,9 @@ def main():
     parser.add_argument('--vocab', type=int, help='rows of the vocabulary')
     parser.add_argument('--set', action='append', default=[],
                         metavar='NAME=JSON', help='any field of config.json')
+    parser.add_argument('--drafts', type=float, metavar='GAIN',
+                        help='an MTP layer whose drafts are right, all of '
+                        'them with 0, fewer with more; above 1 hardly any')
     parser.add_argument('--tokenizer', metavar='DIR',
                         help='copy the tokenizer of DIR')
     parser.add_argument('--break', dest='kind', metavar='KIND',
@@ -260,7 +289,7 @@ def main():
     if args.vocab:
         config['vocab_size'] = args.vocab
     write_checkpoint(args.out, config, args.seed, max(args.shards, 1),
-                     args.dtype, args.order, args.tokenizer)
+                     args.dtype, args.order, args.tokenizer, args.drafts)
 
 
 if __name__ == '__main__':

@@ -73,6 +73,18 @@ static int         cache_off;
 static uint32_t    families;         /* prompts that begin alike; 0: none */
 static uint64_t    n_computed;       /* rows */
 
+/*
+ * The drafting layer has keys of its own, hashes too, and guesses right so
+ * many times in a hundred.
+ */
+
+#define ROWS_MAX  2048
+
+static uint32_t    speculate;
+static int         speculate_free;   /* as it pays */
+static uint32_t    accuracy;
+static uint64_t    drafts[RANKS][BLOCKS * KV_BLOCK];
+static uint64_t    states[RANKS][ROWS_MAX];
 static kv_disk_options_t  *disk_options;     /* NULL: no disk tier */
 static uint64_t  (*step_us)(void);   /* what the planned step takes */
 static void      (*after_step)(void *ctx);
@@ -151,6 +163,9 @@ fake_step(void *ctx, uint32_t rank, const sched_batch_t *b,
         block = b->blocks[b->seq[i]][pos / KV_BLOCK];
         kv[rank][block * KV_BLOCK + (int) (pos % KV_BLOCK)] =
             mix(prev, (uint64_t) b->id[i]);
+
+        CHECK(i < ROWS_MAX);
+        states[rank][i] = mix(prev, (uint64_t) b->id[i]);
     }
 
     for (j = 0; j < n_logits; j++) {
@@ -167,6 +182,56 @@ fake_step(void *ctx, uint32_t rank, const sched_batch_t *b,
         }
 
         logits[j * VOCAB + (uint32_t) oracle(h)] = 10;
+    }
+
+    return 0;
+}
+
+
+/* A row whose keys before it are not those of its own tokens is an error. */
+
+static int
+fake_draft(void *ctx, uint32_t rank, const sched_draft_t *d,
+    const uint32_t *logit_row, uint32_t n_logits, float *logits, char *err)
+{
+    int32_t                block;
+    uint32_t               i, j, pos, id;
+    uint64_t               h, state, next[ROWS_MAX];
+    const sched_batch_t   *b;
+
+    (void) ctx;
+    (void) err;
+
+    b = &d->rows;
+    CHECK(d->pass < speculate && b->n_rows < ROWS_MAX);
+
+    for (i = 0; i < b->n_rows; i++) {
+        pos = b->pos[i];
+        state = states[rank][d->from[i]];
+        CHECK(b->seq[i] < b->n_seqs);
+        CHECK(d->first[b->seq[i]] > 0 && pos >= d->first[b->seq[i]]);
+
+        if (pos > d->first[b->seq[i]]) {
+            block = b->blocks[b->seq[i]][(pos - 1) / KV_BLOCK];
+            CHECK(drafts[rank][block * KV_BLOCK + (int) ((pos - 1) % KV_BLOCK)]
+                  == state);
+        }
+
+        block = b->blocks[b->seq[i]][pos / KV_BLOCK];
+        h = mix(state, (uint64_t) b->id[i]);
+        drafts[rank][block * KV_BLOCK + (int) (pos % KV_BLOCK)] = h;
+        next[i] = h;
+    }
+
+    for (j = 0; j < n_logits; j++) {
+        h = next[logit_row[j]];
+        id = (uint32_t) oracle(h);
+        id = mix(h, 77) % 100 < accuracy ? id : (id + 1) % VOCAB;
+        states[rank][j] = h;
+
+        for (i = 0; i < VOCAB; i++) {
+            logits[j * VOCAB + i] = i == id ? 10 : 0;
+        }
     }
 
     return 0;
@@ -249,6 +314,9 @@ on_finish(void *data, const sched_finish_t *f)
     CHECK(f->n_output == r->n_output);
     CHECK(f->n_prompt == r->n_prompt);
     CHECK(f->n_cached >= r->cached && f->n_cached <= r->n_prompt);
+    CHECK(f->n_hit <= f->n_drafted);
+    CHECK(speculate > 0 || f->n_drafted == 0);
+    CHECK(accuracy > 0 || f->n_hit == 0);
     CHECK(f->n_cached == 0 || (!cache_off && !(r->echo && r->logprobs)));
     atomic_fetch_add(&n_finished, 1);
 }
@@ -309,6 +377,9 @@ start(uint32_t ranks, uint32_t batch, uint32_t chunk, uint32_t blocks,
     o.prefix_cache = !cache_off;
     o.disk = disk_options;
     o.step = fake_step;
+    o.speculate = speculate;
+    o.speculate_always = !speculate_free;
+    o.draft = fake_draft;
     o.ops = &ops;
     o.now = clock_fake;
 

@@ -137,6 +137,9 @@ test_refused(void **state)
 {
     (void) state;
 
+    REFUSED("--speculate-always: without --speculate", "--model=d",
+            "--speculate-always");
+    REFUSED("speculate: \"9\" is out of range", "--model=d", "--speculate=9");
     REFUSED("--model is required", "--flag");
     REFUSED("unknown option \"--nothing\"", "--nothing=3");
     REFUSED("unknown option \"-x\"", "-x");

@@ -125,6 +125,47 @@ test_shared(void **state)
 }
 
 
+/* Guesses right and wrong, which must not show in any answer. */
+
+static void
+test_speculation(void **state)
+{
+    uint32_t  n;
+
+    (void) state;
+
+    n = getenv("LONG") != NULL ? 20000 : 600;
+
+    speculate = 1;
+    accuracy = 70;
+    random_run(31, 1, 8, 32, 64, n);
+    speculate = 3;
+    random_run(32, 3, 4, 16, 12, n);
+    speculate = SCHED_DEPTH_MAX;
+    random_run(33, 2, 2, 1, 5, n / 4);
+    random_run(34, 4, 16, 512, 20, n);
+
+    families = 3;
+    speculate = 2;
+    random_run(35, 2, 8, 32, 12, n);
+    accuracy = 100;
+    random_run(36, 3, 4, 64, 20, n);
+    accuracy = 0;
+    random_run(37, 1, 8, 32, 64, n);
+
+    /* off and on by itself */
+
+    speculate_free = 1;
+    accuracy = 60;
+    random_run(38, 1, 8, 32, 64, n);
+
+    speculate_free = 0;
+    families = 0;
+    speculate = 0;
+    accuracy = 0;
+}
+
+
 /* Real threads: three ranks, credit and cancels from outside. */
 
 static void
@@ -191,6 +232,7 @@ main(void)
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_random),
         cmocka_unit_test(test_shared),
+        cmocka_unit_test(test_speculation),
         cmocka_unit_test(test_threads)
     };
 
