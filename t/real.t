@@ -32,6 +32,12 @@ if (!-e "$model/model.safetensors") {
     $speaks = 0;
 }
 
+# Guessing ahead changes nothing; where the model has a layer for it.
+
+my @guess = ('--speculate', 2, '--speculate-always');
+open my $config, '<', "$model/config.json" or die "$model: $!";
+@guess = () if !grep { /"num_nextn_predict_layers": *[1-9]/ } <$config>;
+
 sub engine {
     $t->engine('real', $model, '--model-name', 'tiny',
                '--max-context', 1024, @_);
@@ -166,6 +172,24 @@ is(scalar(grep { plain($all[$_ - 1]{body}) eq $want } @same), @same,
    'seeded: the same in a crowd');
 is(scalar(grep { plain($_->{text}) eq $want } $t->h2_finish($h2)), 8,
    'seeded: the same over HTTP/2');
+
+# Stop strings that begin within a token and end in another, or as they like.
+
+my %sampled = (temperature => 1, seed => 11);
+
+sub stopped {
+    return map {
+        my $c = $t->request('POST', '/v1/completions', long(60, %sampled, stop => $_))
+                  ->{json}{choices}[0];
+        "$c->{finish_reason}: $c->{text}"
+    } @_;
+}
+
+my $sample = $t->request('POST', '/v1/completions', long(60, %sampled))
+               ->{json}{choices}[0]{text};
+my @stops = map { substr $sample, $_, 1 + $_ % 7 } 5, 11, 23, 47, 80;
+my @stopped = stopped(@stops);
+cmp_ok(scalar(grep { /^stop/ } @stopped), '>', 2, 'stop strings found');
 isnt(plain($t->request('POST', '/v1/completions', { %$seeded, seed => 7 })
            ->{body}), $want, 'another seed, another answer');
 idle('a crowd');
@@ -349,8 +373,11 @@ $c->{buf} = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 $r = $t->read_response($c, limit => 30);
 like($r->{body}, qr/\[DONE\]\n\n$/, 'SIGTERM: a running stream finishes');
 is($t->stop('engine'), 0, 'SIGTERM: a clean exit');
-engine();
+engine(@guess);
 back('after SIGTERM');
+is(plain($t->request('POST', '/v1/completions', $seeded)->{body}), $want,
+   "seeded: the same @guess");
+is_deeply([ stopped(@stops) ], \@stopped, "stop strings: the same @guess");
 
 # What the engine itself refuses.
 
