@@ -8,8 +8,9 @@
 #
 #     determinism.sh BUILD MODEL-DIR
 #
-# A reduced set of settings; all of them with LONG=1.  COMPUTE=f32|bf16 and
-# KERNELS=PATH choose what is tested, else the engine does.
+# A reduced set of settings; all of them with LONG=1.  COMPUTE=f32|bf16,
+# WEIGHTS=int8 and the like and KERNELS=PATH choose what is tested, else the
+# engine does.
 
 set -eu
 
@@ -43,7 +44,8 @@ start()
     "$build/llm-engine" serve --model "$model" --socket "$dir/s" \
         --ranks "$1" --threads "$2" --prefill-chunk "$3" --kv-memory "$4" \
         --prefix-cache $cache \
-        --compute "${COMPUTE:-auto}" ${KERNELS:+--kernels "$KERNELS"} \
+        --compute "${COMPUTE:-auto}" --weights "${WEIGHTS:-auto}" \
+        ${KERNELS:+--kernels "$KERNELS"} \
         $options \
         2>"$dir/log" &
     pid=$!

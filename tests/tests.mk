@@ -70,7 +70,8 @@ PY := /usr/bin/python3
 check-reference: engine
 	$(PY) tests/reference/selftest.py
 	$(PY) tests/reference/refuse.py $(BUILD)/llm-engine
-	$(PY) tests/reference/compare.py $(BUILD)/llm-engine
+	$(PY) tests/reference/compare.py $(BUILD)/llm-engine \
+	    --weights fp8,int8,int4
 
 check-determinism: engine tests
 	@mkdir -p $(BUILD)/checkpoints
@@ -79,6 +80,8 @@ check-determinism: engine tests
 	        --set max_position_embeddings=4096 --drafts 0.15 \
 	        $(BUILD)/checkpoints/drafts
 	tests/determinism.sh $(BUILD) $(BUILD)/checkpoints/drafts
+	WEIGHTS=$(if $(LONG),int4,int8) tests/determinism.sh $(BUILD) \
+	    $(BUILD)/checkpoints/drafts
 
 # Debian's nginx is not built with a sanitizer, so its runtime comes first.
 

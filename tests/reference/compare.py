@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 """Holds an engine's log-probabilities against the float64 reference.
 
-    compare.py ENGINE [--long] [--compute f32,bf16] [-- ENGINE-OPTION...]
-    compare.py ENGINE MODEL... [--compute f32,bf16] [-- ENGINE-OPTION...]
+    compare.py ENGINE [--long] [--compute f32,bf16] [--weights int8,...]
+               [-- ENGINE-OPTION...]
+    compare.py ENGINE MODEL... [the same]
     compare.py --url http://127.0.0.1:8080/v1 --compute bf16 MODEL
 
 Without MODEL it writes random checkpoints of every style to a temporary
@@ -23,6 +24,15 @@ What passes:
             by the last bit)
     bf16    mean |d| <= 1.5 times the mean |d| of the reference with the
             inputs of its matrix products rounded to BF16
+
+With --weights the checkpoint is converted to each type (`ENGINE convert`) and
+the reference reads the result. Against the reference with these weights the
+engine must pass as above in f32; against the reference with the checkpoint's
+own weights
+
+    f32, bf16   mean |d| <= 1.5 times the mean |d| of the reference with the
+                quantised weights (the column `ref`), or what bf16 may have
+                anyway where that is more: published FP8 hardly changes
 
 The exit status is 0 if all passes.
 """
@@ -168,18 +178,16 @@ class Truth:
     With `mtp` the figures are those of the multi-token prediction layer.
     """
 
-    def __init__(self, path, wanted, seed, rounded, mtp=False):
+    def __init__(self, path, wanted, seed, rounded, mtp=False, prompts=None):
         self.mtp = mtp
         model = reference.Model(path)
         rng = np.random.default_rng([seed, 0x696473])
         self.prompts, self.logprobs, self.margins = [], [], []
-        for length in (1, 2, 63, 64, 65, 129):
-            self.add(model, rng, length)
-        good = 0
-        for _ in range(4 * wanted):
-            good += self.add(model, rng, 500) >= MIN_MARGIN
-            if good == wanted:
-                break
+        if prompts:
+            for ids in prompts:
+                self.add(model, ids)
+        else:
+            self.make(model, rng, wanted)
         self.bf16 = 0.0
         if rounded:
             model = reference.Model(path, bf16_inputs=True)
@@ -187,13 +195,24 @@ class Truth:
                      for ids in self.prompts]
             self.bf16 = np.abs(differences(rough, self.logprobs)).mean()
 
+    def make(self, model, rng, wanted):
+        def random(length):
+            return rng.integers(0, model.config['vocab_size'],
+                                length).tolist()
+        for length in (1, 2, 63, 64, 65, 129):
+            self.add(model, random(length))
+        good = 0
+        for _ in range(4 * wanted):
+            good += self.add(model, random(500)) >= MIN_MARGIN
+            if good == wanted:
+                break
+
     def values(self, scored):
         if self.mtp:
             return np.array(scored.get('mtp_logprobs', [])[2:], float)
         return np.array(scored['logprobs'][1:], float)
 
-    def add(self, model, rng, length):
-        ids = rng.integers(0, model.config['vocab_size'], length).tolist()
+    def add(self, model, ids):
         scored = reference.score(model, ids, mtp=self.mtp)
         margins = [scored[name] for name in ('expert_margin', 'group_margin')]
         self.prompts.append(ids)
@@ -260,6 +279,50 @@ def judge_variants(name, compute, engine, path, prompts):
     return not wrong
 
 
+def judge_quantised(name, compute, engine, path, truth, quantised):
+    """The error against unquantised weights, beside the reference's."""
+    try:
+        got = engine.score(path, compute, truth.prompts)
+    except (ValueError, OSError, subprocess.TimeoutExpired) as e:
+        print_row(name, compute, *[''] * 7, f'FAIL: {e}')
+        return False
+    delta = np.abs(differences(got, truth.logprobs))
+    least = np.abs(differences(quantised.logprobs, truth.logprobs)).mean()
+    if compute == 'bf16':
+        least = max(least, truth.bf16)
+    passed = delta.mean() <= MAX_RATIO * least
+    print_row(name, compute, f'{len(got)}/{len(got)}', len(delta), '',
+              f'{delta.max():.2e}', f'{delta.mean():.2e}', f'{least:.2e}',
+              f'{delta.mean() / least:.2f}', 'ok' if passed else 'FAIL')
+    return passed
+
+
+def compare_weights(name, path, args, engine, truth):
+    """The checkpoint converted to each type of weights."""
+    passed = True
+    for weights in args.weights:
+        what = f'{name} {weights}'
+        with tempfile.TemporaryDirectory() as temporary:
+            out = os.path.join(temporary, 'converted')
+            done = subprocess.run(
+                [engine.path, 'convert', '--model', path, '--weights',
+                 weights, out], capture_output=True, text=True,
+                timeout=engine.timeout, check=False)
+            if done.returncode != 0:
+                print_row(what, '', *[''] * 7, f'FAIL: {done.stderr}')
+                passed = False
+                continue
+            quantised = Truth(out, 0, 0, False, prompts=truth.prompts)
+            passed &= judge(what, 'f32', engine, out, quantised)
+            for compute in args.compute:
+                passed &= judge_quantised(what, compute, engine, out, truth,
+                                          quantised)
+            if args.long:
+                passed &= judge_variants(what, args.compute[-1], engine, out,
+                                         truth.prompts)
+    return passed
+
+
 def compare(name, path, args, engine):
     truth = Truth(path, 6 if args.long else 3, args.seed,
                   'bf16' in args.compute)
@@ -269,6 +332,8 @@ def compare(name, path, args, engine):
         if args.long and isinstance(engine, Program):
             passed &= judge_variants(name, compute, engine, path,
                                      truth.prompts)
+    if args.weights and isinstance(engine, Program):
+        passed &= compare_weights(name, path, args, engine, truth)
     return passed
 
 
@@ -301,6 +366,9 @@ def arguments():
     parser.add_argument('--logprobs', type=int, default=0, choices=(0, 1))
     parser.add_argument('--compute', default='f32,bf16',
                         type=lambda text: text.split(','))
+    parser.add_argument('--weights', default='',
+                        type=lambda text: text.split(',') if text else [],
+                        help='types to convert to: fp8,int8,int4,bf16')
     parser.add_argument('--seed', type=int, default=1, help='of the prompts')
     parser.add_argument('--long', action='store_true')
     parser.add_argument('--keep', metavar='DIR',
@@ -335,7 +403,7 @@ def main():
     else:
         engine = Program(args.engine, args.options, args.timeout)
     print_row('model', 'mode', 'prompts', 'tokens', 'margin', 'max |d|',
-              'mean |d|', 'bf16 ref', 'ratio', '')
+              'mean |d|', 'ref', 'ratio', '')
     passed = True
     for path in args.models:
         name = os.path.basename(os.path.abspath(path))

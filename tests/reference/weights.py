@@ -6,10 +6,12 @@ import os
 import numpy as np
 
 import numerics
+import packed
 
 
 class Weights:
-    """All tensors of the *.safetensors files in a directory.
+    """All tensors of the *.safetensors files in a directory, or those of
+    the checkpoint that was converted to its model.packed.
 
     A tensor is converted when it is asked for; what fits into `keep` bytes
     stays in memory, so that scoring several prompts reads a small model
@@ -18,6 +20,11 @@ class Weights:
 
     def __init__(self, path, keep=4 << 30):
         self.entries, self.cache, self.keep = {}, {}, keep
+        self.packed = None
+        name = os.path.join(path, 'model.packed')
+        if os.path.exists(name):
+            self.packed = packed.Packed(name)
+            return
         for name in sorted(os.listdir(path)):
             if name.endswith('.safetensors'):
                 self._open(os.path.join(path, name))
@@ -33,7 +40,7 @@ class Weights:
                                       data[8 + size + begin:8 + size + end])
 
     def __contains__(self, name):
-        return name in self.entries
+        return name in (self.packed or self.entries)
 
     def stored(self, name):
         """The tensor as it is stored: e4m3 stays in codes."""
@@ -50,7 +57,9 @@ class Weights:
         return values.reshape(shape)
 
     def load(self, name):
-        """The tensor in float64, e4m3 multiplied with its scales."""
+        """The tensor in float64, quantised ones with their scales."""
+        if self.packed:
+            return self.packed.load(name)
         values = self.stored(name)
         if self.entries[name][0] == 'F8_E4M3':
             values = numerics.fp8_dequantise(

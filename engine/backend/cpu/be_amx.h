@@ -14,6 +14,8 @@
 #define AMX_K     32                 /* elements */
 #define AMX_TILE  1024               /* bytes */
 
+#define AMX_TILES_B  6               /* tiles from here on are B */
+
 
 /*
  * The instructions, as statements that read and write memory: the compilers'
@@ -37,6 +39,9 @@
 
 /* Each thread configures its tiles before it uses them, once. */
 void be_amx_configure(void);
+
+/* The same but A and C of so few rows; to be undone with AMX_ROWS. */
+void be_amx_configure_rows(uint32_t rows);
 
 /* Attention's functions of the kernel table. */
 size_t be_amx_run_size(uint32_t queries, uint32_t dim);

@@ -139,24 +139,30 @@ be_amx_enable(void)
 void
 be_amx_configure(void)
 {
-    uint32_t              i;
-    amx_config_t          config;
-    static __thread int   done;
+    static __thread int  done;
 
-    if (done) {
-        return;
+    if (!done) {
+        be_amx_configure_rows(AMX_ROWS);
+        done = 1;
     }
+}
+
+
+void
+be_amx_configure_rows(uint32_t rows)
+{
+    uint32_t      i;
+    amx_config_t  config;
 
     memset(&config, 0, sizeof(config));
     config.palette = 1;
 
     for (i = 0; i < 8; i++) {
         config.row_bytes[i] = 64;
-        config.rows[i] = AMX_ROWS;
+        config.rows[i] = (uint8_t) ((i < AMX_TILES_B) ? rows : AMX_ROWS);
     }
 
     __asm__ volatile ("ldtilecfg %0" : : "m" (config));
-    done = 1;
 }
 
 

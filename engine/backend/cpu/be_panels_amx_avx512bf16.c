@@ -5,7 +5,7 @@
  *
  *     [rows / 16][k / 32][16 rows][32]
  *
- * and two panels of weights, made into pairs of BF16 a piece of AMX_CUT
+ * and one or two panels of weights, made into pairs of BF16 a piece of AMX_CUT
  * elements at a time, are B: C is 16 rows by 16 outputs, in the order of
  * be_panels_pairs.h.  Between pieces sums stay as they are, in tiles.
  *
@@ -37,6 +37,8 @@ typedef struct {
 
 static void amx_rows2(const amx_piece_t *p, const uint8_t *a, float *sum);
 static void amx_rows1(const amx_piece_t *p, const uint8_t *a, float *sum);
+static void amx_rows1_panel(const amx_piece_t *p, const uint8_t *a,
+    float *sum);
 static void amx_put(const float *sum, uint32_t m, float *c, size_t ldc,
     uint32_t n);
 
@@ -97,14 +99,14 @@ amx_panels(const void *act, uint32_t k, uint32_t row, uint32_t m,
         p.tiles = (k - l < AMX_CUT) ? (k - l + AMX_K - 1) / AMX_K
                                     : AMX_CUT / AMX_K;
 
-        for (h = 0; h * PAIRS_STEP < AMX_CUT && l + h * PAIRS_STEP < k; h++) {
-            from = w + (l + h * PAIRS_STEP) / BE_CHUNK * be_quant_chunk(dtype);
+        for (i = 0; i <= two; i++) {
+            from = w + i * ldw + l / BE_CHUNK * be_quant_chunk(dtype);
 
-            pairs_decode(from, h % 2, piece[0] + h * PAIRS_PIECE, dtype);
-
-            if (two) {
-                pairs_decode(from + ldw, h % 2, piece[1] + h * PAIRS_PIECE,
-                             dtype);
+            for (h = 0; h * PAIRS_STEP < AMX_CUT && l + h * PAIRS_STEP < k;
+                 h++)
+            {
+                pairs_decode(from + h / 2 * be_quant_chunk(dtype), h % 2,
+                             piece[i] + h * PAIRS_PIECE, dtype);
             }
         }
 
@@ -114,8 +116,11 @@ amx_panels(const void *act, uint32_t k, uint32_t row, uint32_t m,
             if (m - i > AMX_ROWS) {
                 amx_rows2(&p, a, sum + i / AMX_ROWS2 * AMX_SUMS);
 
-            } else {
+            } else if (two) {
                 amx_rows1(&p, a, sum + i / AMX_ROWS2 * AMX_SUMS);
+
+            } else {
+                amx_rows1_panel(&p, a, sum + i / AMX_ROWS2 * AMX_SUMS);
             }
 
             a += 2 * p.block;
@@ -214,6 +219,36 @@ amx_rows1(const amx_piece_t *p, const uint8_t *a, float *sum)
 }
 
 
+/* 16 rows of activations by the first panel. */
+
+static void
+amx_rows1_panel(const amx_piece_t *p, const uint8_t *a, float *sum)
+{
+    uint32_t        i;
+    const uint8_t  *b;
+
+    b = p->b;
+
+    if (p->first) {
+        amx_zero(0);
+
+    } else {
+        amx_tile_load(0, sum, 64);
+    }
+
+    for (i = 0; i < p->tiles; i++) {
+        amx_tile_load(4, a, 64);
+        amx_tile_load(6, b, 64);
+        amx_dot(0, 4, 6);
+
+        a += AMX_TILE;
+        b += AMX_TILE;
+    }
+
+    amx_tile_store(0, sum, 64);
+}
+
+
 /* Two tiles of m rows to where they belong. */
 
 static void
@@ -238,19 +273,34 @@ amx_product(const void *act, uint32_t k, uint32_t row, uint32_t m,
     const uint8_t *w, size_t ldw, uint32_t n, float *c, size_t ldc,
     const be_dtype_t dtype)
 {
-    uint32_t  i, j, rows, outs;
+    uint32_t  i, j, rows, outs, most;
 
     be_amx_configure();
+
+    /*
+     * Few rows wait for the weights: one panel after the other, as they lie
+     * in memory, and no more of the tiles than there are rows.
+     */
+
+    most = (m > AMX_ROWS) ? 2 * BE_PANEL : BE_PANEL;
+
+    if (m < AMX_ROWS) {
+        be_amx_configure_rows(m);
+    }
 
     for (i = 0; i < m; i += rows) {
         rows = (m - i < AMX_MOST) ? m - i : AMX_MOST;
 
         for (j = 0; j < n; j += outs) {
-            outs = (n - j < 2 * BE_PANEL) ? n - j : 2 * BE_PANEL;
+            outs = (n - j < most) ? n - j : most;
 
             amx_panels(act, k, row + i, rows, w + j / BE_PANEL * ldw, ldw,
                        outs, c + i * ldc + j, ldc, dtype);
         }
+    }
+
+    if (m < AMX_ROWS) {
+        be_amx_configure_rows(AMX_ROWS);
     }
 }
 
