@@ -137,6 +137,8 @@ test_refused(void **state)
 {
     (void) state;
 
+    REFUSED("more than one rank", "--model", "d", "--redundant-experts", "4");
+
     REFUSED("--speculate-always: without --speculate", "--model=d",
             "--speculate-always");
     REFUSED("speculate: \"9\" is out of range", "--model=d", "--speculate=9");

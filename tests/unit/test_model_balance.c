@@ -35,8 +35,9 @@ typedef struct {
     float           logits[CHUNK * VOCAB];
 } rows_t;
 
-static rows_t   rows_of[RANKS];
-static float    want[TOKENS][VOCAB];
+static rows_t      rows_of[RANKS];
+static float       want[TOKENS][VOCAB];
+static be_dtype_t  weights;          /* BE_F32: as the checkpoint has them */
 
 
 /* A model whose router likes a few experts much better than others. */
@@ -79,6 +80,7 @@ open_ranks(model_t *model, uint32_t ranks, uint32_t redundant, int alone,
     memset(&opt, 0, sizeof(opt));
     opt.backend = "cpu";
     opt.compute = BE_F32;
+    opt.weights = weights;
     opt.ranks = ranks;
     opt.threads = 1;
     opt.max_rows = CHUNK;
@@ -232,14 +234,20 @@ test_moved_each_step(void **state)
     model_dir_t   *d;
     cli_ranks_t   *r;
 
-    static const model_field_t *const  style[] = { NULL, model_dir_fp8 };
+    static const struct {
+        const model_field_t  *style;
+        be_dtype_t            weights;
+    } kind[] = {
+        { NULL, BE_F32 }, { model_dir_fp8, BE_F32 }, { NULL, BE_INT4 }
+    };
 
     (void) state;
 
     seed = 1;
 
-    for (s = 0; s < 2; s++) {
-        d = skewed_open(style[s], &model);
+    for (s = 0; s < sizeof(kind) / sizeof(kind[0]); s++) {
+        weights = kind[s].weights;
+        d = skewed_open(kind[s].style, &model);
         reference(model);
 
         for (ranks = 1; ranks <= RANKS; ranks++) {
@@ -262,6 +270,8 @@ test_moved_each_step(void **state)
         model_close(model);
         model_dir_close(d);
     }
+
+    weights = BE_F32;
 }
 
 
