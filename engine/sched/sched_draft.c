@@ -15,10 +15,10 @@
  * computed, once for each token guessed, on all ranks alike.  The first pass
  * has a row for each position whose token has become known, prompts included,
  * so that the layer's keys are there; the last row of a sequence that answers
- * gives logits, from which the guess is sampled as the token will be: with the
- * same parameters and the same random number.  Where the two distributions
- * are near, so are the tokens, whatever the temperature.  Further passes have
- * one row a sequence, the guess before.
+ * gives logits, of which the likeliest token is guessed, bias and penalties
+ * applied.  (To sample the guess like the token, with the same random number,
+ * was right less often at any temperature.)  Further passes have one row a
+ * sequence, the guess before.
  *
  * KEYS.  The layer's row at a position needs the model's state at the one
  * before, which is at hand only in the step that computes it.  So a sequence
@@ -220,14 +220,15 @@ sched_draft_pass(sched_t *s, sched_rank_t *rk, uint32_t pass)
 }
 
 
-/* Samples the guesses, and makes the rows of the next pass. */
+/* Takes the guesses, and makes the rows of the next pass. */
 
 static void
 sched_draft_take(sched_t *s, sched_rank_t *rk, uint32_t pass)
 {
-    int32_t       id;
-    uint32_t      i, n, pos;
-    sched_seq_t  *seq;
+    int32_t           id;
+    uint32_t          i, n, pos;
+    sched_seq_t      *seq;
+    sample_params_t   p;
 
     n = rk->d_logits;
     rk->d_rows = 0;
@@ -237,7 +238,10 @@ sched_draft_take(sched_t *s, sched_rank_t *rk, uint32_t pass)
         seq = rk->entry[rk->d_entry[i]];
         pos = seq->n_total + pass;
 
-        id = sample_token(rk->sample, &seq->r.params,
+        p = seq->r.params;
+        p.temperature = 0;
+
+        id = sample_token(rk->sample, &p,
                           rk->logits + (size_t) i * s->opt.vocab, seq->ids,
                           seq->r.n_prompt, seq->ids + seq->r.n_prompt,
                           seq->n_total - seq->r.n_prompt, pos);
