@@ -363,6 +363,17 @@ back('with two ranks');
 is(plain($t->request('POST', '/v1/completions', $seeded)->{body}), $want,
    'seeded: the same on two ranks');
 
+# What an engine leaves on disk, the next one finds, on other ranks too.
+
+for my $ranks (1, 2) {
+    board_close();
+    is($t->stop('engine'), 0, 'disk: a clean exit');
+    engine('--kv-cache-dir', "$t->{dir}/kv", '--ranks', $ranks,
+           '--threads', 1);
+    back("with a disk, ranks $ranks");
+    cached("disk, ranks $ranks", $ranks == 2, $birds);
+}
+
 # SIGTERM lets a stream finish.
 
 ($c) = streams(1, 200);

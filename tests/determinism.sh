@@ -190,6 +190,25 @@ if [ "${preempted:-0}" -eq 0 ]; then
     exit 1
 fi
 
+# In 14 blocks and a directory, and in those of the engine before.
+cache=on
+options="--kv-cache-dir $dir/kv"
+read=0
+for r in 1 2; do
+    start "$r" 1 64 "${SHORT_KV:-512K}"
+    run 10
+    run 3
+    stop
+    read=$((read + $(sed -n 's/.*KV cache: .* \([0-9]*\) read.*/\1/p' \
+        "$dir/log")))
+    if grep -q 'KV cache: .* were written, 0 read' "$dir/log"; then
+        echo "not ok: nothing came from disk ($what)"
+        cat "$dir/log"
+        exit 1
+    fi
+done
+options=
+
 if cmp -s "$dir/first.greedy" "$dir/first.seeded"; then
     echo "not ok: sampling makes no difference"
     exit 1
@@ -197,6 +216,6 @@ fi
 
 echo "ok: $n runs, ranks $ranks, threads $threads," \
      "chunks $chunks, $loads at a time, $preempted times preempted," \
-     "$cached tokens from the cache, experts moved in $moved layers," \
-     "$guessed guesses right:" \
+     "$cached tokens from the cache, $read blocks from disk," \
+     "experts moved in $moved layers, $guessed guesses right:" \
      "equal bytes"

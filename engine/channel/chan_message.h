@@ -83,7 +83,8 @@
  *
  *     ACCEPTED.tags_matched   counts the tags, from the first on without a gap,
  *                             whose last token lies in the cached prefix that
- *                             the request took over on that rank
+ *                             the request took over on that rank, or behind
+ *                             it in blocks on disk, which any rank may have
  *     the eviction log        gets (rank, tag) when a tag stops being resident
  *                             there, before any later ACCEPTED; a tag that
  *                             never became resident is not logged

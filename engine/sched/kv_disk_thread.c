@@ -420,6 +420,8 @@ kv_disk_read(kv_disk_t *d)
 static int
 kv_disk_read_block(kv_disk_t *d, kv_restore_t *job, uint32_t i)
 {
+    double                us;
+    uint64_t              began;
     kv_slot_t            *slot;
     kv_entry_t           *e;
     const uint8_t        *from;
@@ -429,6 +431,7 @@ kv_disk_read_block(kv_disk_t *d, kv_restore_t *job, uint32_t i)
         return -1;
     }
 
+    began = kv_disk_now();
     key = &job->key[i];
     e = kv_index_find(&d->index, &key->tenant, &key->hash);
 
@@ -458,6 +461,11 @@ kv_disk_read_block(kv_disk_t *d, kv_restore_t *job, uint32_t i)
     d->opt.write(d->opt.ctx, job->rank, job->block[i], from + KV_FILE_HEAD);
 
     pthread_mutex_lock(&d->lock);
+
+    if (from == d->buf) {
+        us = (double) (kv_disk_now() - began);
+        d->stats.read_us += (us - d->stats.read_us) / 8;
+    }
 
     return 0;
 }
@@ -493,25 +501,19 @@ static int
 kv_disk_read_file(kv_disk_t *d, kv_entry_t *e, const kv_disk_key_t *key)
 {
     int            err;
-    double         us;
-    uint64_t       began;
     kv_key_t       tenant, hash;
     kv_file_rc_t   rc;
 
     pthread_mutex_unlock(&d->lock);
 
-    began = kv_disk_now();
     rc = kv_file_read(&d->dir, key, d->buf);
     err = errno;
-    us = (double) (kv_disk_now() - began);
 
     pthread_mutex_lock(&d->lock);
 
     switch (rc) {
 
     case KV_FILE_OK:
-        d->stats.read_us += (us - d->stats.read_us) / 8;
-
         if (d->trouble == KV_DISK_DOWN) {
             d->trouble = KV_DISK_NO_WRITE;
         }

@@ -126,7 +126,7 @@ typedef struct {
     uint64_t  epoch;
     uint32_t  n_prompt;
     uint32_t  cached;                /* prompt tokens found so far */
-    uint32_t  tags;                  /* of the request, that lie in these */
+    uint32_t  tags;                  /* that lie in these, or on disk */
 } sched_accepted_t;
 
 typedef struct {

@@ -361,7 +361,7 @@ sched_enter_rank(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint64_t now)
     a.epoch = rk->cache.epoch;
     a.n_prompt = seq->r.n_prompt;
     a.cached = seq->n_cached;
-    a.tags = seq->n_tagged;
+    a.tags = seq->n_tagged + sched_disk_tags(s, seq);
 
     s->opt.ops->accepted(seq->r.data, &a);
 

@@ -9,6 +9,9 @@
  * blocks are published as if they had been computed, and found in the cache by
  * those who waited; what could not be read is computed.
  *
+ * TAGS (kv_tags.h) are a rank's, and gone for it when a block leaves its memory:
+ * on disk it is as near to all other ranks.  ACCEPTED counts them there.
+ *
  * A fetch holds the blocks it reads into and those in front of them, whatever
  * becomes of the sequences.  One that nobody waits for any more is given up.
  */
@@ -351,6 +354,32 @@ sched_disk_pays(const sched_t *s, const sched_seq_t *seq, uint32_t n)
                            s->opt.prefill_chunk);
 
     return (double) kv_disk_read_us(s->disk, n) < us;
+}
+
+
+/*
+ * How many of a sequence's tags, behind those in memory, lie in blocks on disk:
+ * any rank may have these.
+ */
+
+uint32_t
+sched_disk_tags(const sched_t *s, sched_seq_t *seq)
+{
+    uint32_t  i, end;
+
+    i = seq->n_tagged;
+
+    if (s->disk != NULL && i < seq->r.n_tags
+        && seq->n_done == seq->n_public * KV_BLOCK)
+    {
+        end = seq->n_public + sched_disk_count(s, seq);
+
+        while (i < seq->r.n_tags && seq->r.tags[i].last / KV_BLOCK < end) {
+            i++;
+        }
+    }
+
+    return i - seq->n_tagged;
 }
 
 

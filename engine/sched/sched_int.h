@@ -329,6 +329,7 @@ void sched_disk_close(sched_t *s);
 void sched_disk_store(sched_rank_t *rk, int32_t block, const kv_name_t *name,
     const kv_key_t *parent);
 int sched_disk_waits(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq);
+uint32_t sched_disk_tags(const sched_t *s, sched_seq_t *seq);
 void sched_disk_collect(sched_t *s);
 void sched_disk_give_up(sched_t *s);
 

@@ -54,6 +54,7 @@ typedef struct {
     int64_t       owed;              /* credit used and not returned */
     uint32_t      tenant;
     uint32_t      cached;            /* of ACCEPTED */
+    uint32_t      tags;
     int32_t       rank_hint;         /* plus one */
     uint64_t      rank_epoch;
     int64_t       credit;            /* 0: plenty */
@@ -248,6 +249,7 @@ on_accepted(void *data, const sched_accepted_t *a)
     CHECK(a->cached == 0 || a->cached < r->n_prompt);
     r->accepted = 1;
     r->cached = a->cached;
+    r->tags = a->tags;
 }
 
 

@@ -17,6 +17,7 @@
 
 static char               dir_path[64];
 static kv_disk_options_t  disk;
+static int                tagged;
 
 
 static void
@@ -179,6 +180,16 @@ ask(req_t *r, uint32_t family, uint32_t n, uint32_t max_tokens)
     q.rank_hint = -1;
     q.credit = INT32_MAX;
     q.submitted_us = fake_now;
+
+    if (tagged) {
+        q.tags = malloc((n / 100 + 1) * sizeof(sched_tag_t));
+        assert_non_null(q.tags);
+
+        for (i = 99; i < n; i += 100) {
+            q.tags[q.n_tags].last = i;
+            q.tags[q.n_tags++].tag = mix(family, i) | 1;
+        }
+    }
 
     assert_int_equal(sched_submit(sched, &q, &r->seq), 0);
 }
@@ -372,6 +383,50 @@ test_together(void **state)
     assert_in_range(st.restored, 11, 12);
     assert_int_equal(st.missed, 0);
     done(r, 8);
+}
+
+
+/* Tags behind what is in memory count while their blocks are on disk. */
+
+static void
+test_tags(void **state)
+{
+    int    i;
+    req_t  r;
+
+    (void) state;
+
+    open_engine(2, 4, 48);
+    one(1, 1000, 0);
+    sched_stop(sched);
+    sched_keep(sched, 10000000);
+    done(NULL, 0);
+
+    open_engine(2, 4, 48);
+    tagged = 1;
+
+    for (i = 0; i < 3; i++) {        /* from disk, then from memory */
+        ask(&r, 1, 700, 3);
+        run(1);
+        check_end(&r);
+        assert_int_equal(r.tags, 6); /* 600 of the first 640 tokens */
+        assert_int_equal(r.cached, i == 0 ? 0 : 640);
+        assert_int_equal(r.f.n_cached, 640);
+        sched_release(r.seq);
+        free(r.prompt);
+    }
+
+    /* Another prompt has none of them. */
+
+    ask(&r, 2, 700, 3);
+    run(1);
+    check_end(&r);
+    assert_int_equal(r.tags, 0);
+    sched_release(r.seq);
+    free(r.prompt);
+
+    tagged = 0;
+    done(NULL, 0);
 }
 
 
@@ -686,6 +741,7 @@ main(void)
         cmocka_unit_test_setup_teardown(test_evicted, setup, teardown),
         cmocka_unit_test_setup_teardown(test_restart, setup, teardown),
         cmocka_unit_test_setup_teardown(test_together, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_tags, setup, teardown),
         cmocka_unit_test_setup_teardown(test_bad_file, setup, teardown),
         cmocka_unit_test_setup_teardown(test_not_worth, setup, teardown),
         cmocka_unit_test_setup_teardown(test_cancel, setup, teardown),
