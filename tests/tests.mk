@@ -72,6 +72,7 @@ check-reference: engine
 	$(PY) tests/reference/refuse.py $(BUILD)/llm-engine
 	$(PY) tests/reference/compare.py $(BUILD)/llm-engine \
 	    --weights fp8,int8,int4
+	$(PY) tests/reference/quality.py $(BUILD)/llm-engine
 
 check-determinism: engine tests
 	@mkdir -p $(BUILD)/checkpoints
