@@ -512,6 +512,11 @@ ngx_http_llm_route_accepted(ngx_http_llm_choice_t *choice)
         return;
     }
 
+    ngx_log_debug4(NGX_LOG_DEBUG_HTTP, ctx->request->connection->log, 0,
+                   "llm route: hint %i, rank %uD, %uD of %ui tags",
+                   route->rank, choice->accepted.rank,
+                   choice->accepted.tags_matched, route->ntags);
+
     llcf = ngx_http_get_module_loc_conf(ctx->request, ngx_http_llm_module);
     zone = llcf->route_zone->data;
     pe = ngx_http_llm_prefix_engine(zone, &engine->name);
