@@ -41,6 +41,7 @@ typedef enum {
     BE_F8E4M3,
     BE_INT8,                         /* of matrices in panels */
     BE_INT4,
+    BE_PAIRS,                        /* BF16 in panels, made in memory only */
     BE_DTYPES
 } be_dtype_t;
 
@@ -73,6 +74,8 @@ typedef struct {
     const char  *path;               /* kernel path, NULL: the best there is */
     int          pin;                /* CPU to pin the first thread to, -1 */
     int          alone;              /* shares no weights with other ranks */
+    int          pack;               /* may copy BF16 weights into the order
+                                        and the memory that are fastest */
 } be_options_t;
 
 /* The rows of one step on one rank. */

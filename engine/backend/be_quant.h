@@ -9,6 +9,8 @@
  *     INT8     [2][16] BF16 scales, of 64 elements each; [32][16][4] int8
  *     INT4     [4][16] BF16 scales, of 32 elements each; [16][16][4] bytes
  *     F8E4M3   [16] float32 scales, of 128 elements; [32][16][4] e4m3fn
+ *     PAIRS    no scales; [64][16][2] BF16: not quantised, the matrix unit's
+ *              own order, and only in memory
  *
  * A code times its scale is the weight.  Four neighbouring elements of an
  * output lie together, as the products of bytes want them.  A byte of INT4
@@ -49,7 +51,8 @@ extern const int8_t  be_quant_levels[16];
 static inline int
 be_quant_panels(be_dtype_t dtype)
 {
-    return dtype == BE_F8E4M3 || dtype == BE_INT8 || dtype == BE_INT4;
+    return dtype == BE_F8E4M3 || dtype == BE_INT8 || dtype == BE_INT4
+           || dtype == BE_PAIRS;
 }
 
 
@@ -58,7 +61,8 @@ be_quant_panels(be_dtype_t dtype)
 static inline size_t
 be_quant_scales(be_dtype_t dtype)
 {
-    return (dtype == BE_INT4) ? BE_CHUNK / BE_GROUP_INT4 * BE_PANEL * 2
+    return (dtype == BE_PAIRS) ? 0
+         : (dtype == BE_INT4) ? BE_CHUNK / BE_GROUP_INT4 * BE_PANEL * 2
                               : BE_PANEL * 4;
 }
 
@@ -68,7 +72,8 @@ be_quant_chunk(be_dtype_t dtype)
 {
     return be_quant_scales(dtype)
            + ((dtype == BE_INT4) ? BE_PANEL * BE_CHUNK / 2
-                                 : BE_PANEL * BE_CHUNK);
+              : (dtype == BE_PAIRS) ? BE_PANEL * BE_CHUNK * 2
+                                    : BE_PANEL * BE_CHUNK);
 }
 
 

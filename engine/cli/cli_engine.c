@@ -60,10 +60,6 @@ cli_stack_open(cli_stack_t *st, const cli_engine_t *cli, int tokenizer,
         }
     }
 
-    if (cli_load(st, cli, err) != 0) {
-        goto failed;
-    }
-
     st->max_context = conf->max_context;
 
     if (cli->max_context > st->max_context) {
@@ -79,6 +75,10 @@ cli_stack_open(cli_stack_t *st, const cli_engine_t *cli, int tokenizer,
     cli_ranks_options(cli, &st->opt);
 
     if (cli_ranks_weights(st->model, &st->opt.weights, err) != 0) {
+        goto failed;
+    }
+
+    if (cli_load(st, cli, err) != 0) {
         goto failed;
     }
 
@@ -140,7 +140,8 @@ cli_stack_close(cli_stack_t *st)
 
 /*
  * What is small is copied at once and computes faster; what is large would
- * take its time, and twice the memory while the file is cached.
+ * take its time, and twice the memory while the file is cached.  Where the
+ * backend has an order of its own for BF16 it does the copying.
  */
 
 static int
@@ -150,14 +151,19 @@ cli_load(cli_stack_t *st, const cli_engine_t *cli, char *err)
 
     size = model_size(st->model);
 
-    if (cli->load == CLI_LOAD_COPY
-        || (cli->load == CLI_LOAD_AUTO && size <= CLI_COPY_MAX
-            && size <= cli_free_memory() / 4))
+    if (cli->load == CLI_LOAD_MAP
+        || (cli->load == CLI_LOAD_AUTO
+            && (size > CLI_COPY_MAX || size > cli_free_memory() / 4)))
     {
-        return model_load(st->model, err);
+        return 0;
     }
 
-    return 0;
+    if (st->opt.weights == BE_F32 && cli_ranks_packs(&st->opt)) {
+        st->opt.pack = 1;
+        return 0;
+    }
+
+    return model_load(st->model, err);
 }
 
 

@@ -400,6 +400,7 @@ cli_rank_open(cli_rank_t *rank)
     be.pin = (r->opt.pin < 0) ? -1
              : r->opt.pin + (int) (rank->index * r->opt.threads);
     be.alone = r->opt.alone;
+    be.pack = r->opt.pack;
 
     rank->be = be_open(r->opt.backend, &be, rank->err);
     if (rank->be == NULL) {
@@ -457,6 +458,24 @@ be_t *
 cli_ranks_backend(cli_ranks_t *r, uint32_t rank)
 {
     return r->rank[rank].be;
+}
+
+
+int
+cli_ranks_packs(const cli_ranks_options_t *opt)
+{
+    const char          *best;
+    const char *const   *path;
+
+    best = opt->kernels;
+
+    for (path = be_cpu_paths(); best == NULL && *path != NULL; path++) {
+        if (path[1] == NULL) {
+            best = *path;
+        }
+    }
+
+    return opt->compute == BE_BF16 && best != NULL && strcmp(best, "amx") == 0;
 }
 
 

@@ -28,6 +28,7 @@ typedef struct {
     double       interval;           /* of the balancer, seconds, 0: none */
     double       gain;               /* least that is worth a move, 0 … 1 */
     int          alone;              /* ranks share no weights */
+    int          pack;               /* BF16 weights may be copied */
 } cli_ranks_options_t;
 
 /* What one rank computes in a step, or drafts; n_rows may be 0. */
@@ -71,6 +72,9 @@ void cli_ranks_load(const cli_ranks_t *r, uint32_t rank,
     model_balance_stats_t *st);
 
 be_t *cli_ranks_backend(cli_ranks_t *r, uint32_t rank);
+
+/* Whether the backend would keep BF16 weights in an order of its own. */
+int cli_ranks_packs(const cli_ranks_options_t *opt);
 
 /*
  * Backend, ranks and threads as the command line says; `auto` computes in

@@ -122,7 +122,7 @@ packed_header(model_shards_t *s, const uint8_t *data, size_t size,
                             "cut short?");
     }
 
-    if (h->dtype <= BE_F32 || h->dtype >= BE_DTYPES || h->n == 0
+    if (h->dtype <= BE_F32 || h->dtype >= BE_PAIRS || h->n == 0
         || h->n > MODEL_PACKED_MOST
         || h->data != model_packed_data(h->n, h->names) || h->data > size)
     {

@@ -519,6 +519,142 @@ test_open(void **state)
 }
 
 
+static be_t *
+linear_packing(const char *path, be_dtype_t compute)
+{
+    be_t          *be;
+    char           err[ERR_LEN];
+    be_options_t   opt;
+
+    memset(&opt, 0, sizeof(opt));
+    opt.compute = compute;
+    opt.threads = 2;
+    opt.path = path;
+    opt.pin = -1;
+    opt.pack = 1;
+
+    be = be_cpu_open(&opt, err);
+    if (be == NULL) {
+        fail_msg("%s", err);
+    }
+
+    return be;
+}
+
+
+/* BF16 weights in an order of the backend's own: the same bits. */
+
+static void
+test_linear_packed(void **state)
+{
+    be_t               *be[2];
+    char                err[ERR_LEN];
+    void               *base;
+    float              *x, *y[2], *q, *ql[2];
+    size_t              i;
+    uint32_t            k, pos[9], seq[9];
+    be_mla_t            mla = { 0, 3, 20, 12, 24, 72 };
+    be_rope_t           rope;
+    be_batch_t          b;
+    be_tensor_t         t;
+    be_weight_t        *w, *again;
+    const float         freq[6] = { 1, 0.5f, 0.25f, 0.1f, 0.05f, 0.01f };
+    const char *const  *path;
+
+    (void) state;
+
+    for (path = be_test_paths(); *path != NULL; path++) {
+        be[0] = be_test_open(*path, BE_BF16, 2);
+        be[1] = linear_packing(*path, BE_BF16);
+
+        for (i = 0; i < LINEAR_SHAPES; i++) {
+            memset(&t, 0, sizeof(t));
+            t.dtype = BE_BF16;
+            t.rows = linear_shapes[i].out;
+            t.cols = linear_shapes[i].in;
+            t.data = be_random_bf16((size_t) t.rows * t.cols, 0.5f, &base);
+            x = be_random_floats((size_t) linear_shapes[i].rows * t.cols, 1);
+
+            for (k = 0; k < 2; k++) {
+                y[k] = be_random_floats((size_t) linear_shapes[i].rows
+                                        * t.rows, 1);
+                w = be[k]->weight(be[k], &t, NULL, err);
+                again = be[k]->weight(be[k], &t, NULL, err);
+                assert_non_null(w);
+                assert_non_null(again);
+                be[k]->linear(be[k], w, x, linear_shapes[i].rows, y[k]);
+                be[k]->weight_free(be[k], w);
+                be[k]->linear(be[k], again, x, 1, y[k]);
+                be[k]->weight_free(be[k], again);
+            }
+
+            assert_memory_equal(y[0], y[1], (size_t) linear_shapes[i].rows
+                                            * t.rows * sizeof(float));
+            free(base);
+            free(x);
+            free(y[0]);
+            free(y[1]);
+        }
+
+        /* transposed, and parts of which only the last rows are used */
+
+        t.rows = mla.heads * (mla.nope + mla.v);
+        t.cols = mla.kv_lora;
+        t.data = be_random_bf16((size_t) t.rows * t.cols, 0.5f, &base);
+        q = be_random_floats(9 * mla.heads * (mla.nope + mla.rope), 1);
+
+        rope.dim = mla.rope;
+        rope.freq = freq;
+        rope.mscale = 1;
+        memset(&b, 0, sizeof(b));
+        b.n_rows = 9;
+        b.pos = pos;
+        b.seq = seq;
+
+        for (i = 0; i < 9; i++) {
+            pos[i] = (uint32_t) i * 7;
+            seq[i] = 0;
+        }
+
+        for (k = 0; k < 2; k++) {
+            ql[k] = be_random_floats(9 * mla.heads
+                                     * (mla.kv_lora + mla.rope), 1);
+            y[k] = be_random_floats(9 * mla.heads * mla.v, 1);
+
+            t.take = mla.nope;
+            w = be[k]->weight_t(be[k], &t, mla.heads, NULL, err);
+            assert_non_null(w);
+            be[k]->mla_query(be[k], &mla, &rope, w, q, &b, ql[k]);
+            be[k]->weight_free(be[k], w);
+
+            t.parts = mla.heads;
+            t.from = mla.nope;
+            t.take = mla.v;
+            w = be[k]->weight(be[k], &t, NULL, err);
+            assert_non_null(w);
+            be[k]->mla_value(be[k], &mla, w, ql[0], 9, y[k]);
+            be[k]->weight_free(be[k], w);
+            t.parts = 0;
+            t.from = 0;
+        }
+
+        assert_memory_equal(ql[0], ql[1], 9 * mla.heads
+                            * (mla.kv_lora + mla.rope) * sizeof(float));
+        assert_memory_equal(y[0], y[1], 9 * mla.heads * mla.v
+                                        * sizeof(float));
+
+        for (k = 0; k < 2; k++) {
+            free(ql[k]);
+            free(y[k]);
+            be[k]->close(be[k]);
+        }
+
+        free(base);
+        free(q);
+    }
+}
+
+
 int
 main(void)
 {
@@ -528,6 +664,7 @@ main(void)
         cmocka_unit_test(test_linear_nan_neighbours),
         cmocka_unit_test(test_fp8),
         cmocka_unit_test(test_transpose),
+        cmocka_unit_test(test_linear_packed),
         cmocka_unit_test(test_rows)
     };
 

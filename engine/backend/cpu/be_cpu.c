@@ -183,7 +183,7 @@ be_cpu_open(const be_options_t *opt, char *err)
     be_cpu_t  *cpu;
 
     static const char *const  names[BE_DTYPES] = {
-        "", " bf16", " fp8", " int8", " int4"
+        "", " bf16", " fp8", " int8", " int4", ""
     };
 
     if (opt->compute != BE_F32 && opt->compute != BE_BF16) {
@@ -191,7 +191,7 @@ be_cpu_open(const be_options_t *opt, char *err)
         return NULL;
     }
 
-    if (opt->weights >= BE_DTYPES) {
+    if (opt->weights >= BE_PAIRS) {
         snprintf(err, ERR_LEN, "weights of type %d are not possible",
                  (int) opt->weights);
         return NULL;
@@ -234,8 +234,9 @@ be_cpu_open(const be_options_t *opt, char *err)
 
     /* Without memory for its key nothing is shared. */
 
-    snprintf(share, sizeof(share), "cpu %s %s%s", cpu->k->path,
-             opt->compute == BE_F32 ? "f32" : "bf16", names[opt->weights]);
+    snprintf(share, sizeof(share), "cpu %s %s%s%s", cpu->k->path,
+             opt->compute == BE_F32 ? "f32" : "bf16", names[opt->weights],
+             opt->pack ? " packed" : "");
     cpu->be.share = strdup(share);
 
     return &cpu->be;
@@ -270,6 +271,7 @@ cpu_close(be_t *be)
     cpu = (be_cpu_t *) be;
 
     be_team_close(cpu->team);
+    be_region_free(cpu->region);
 
     for (i = 0; i < BE_SCRATCH_MAX; i++) {
         free(cpu->scratch[i]);

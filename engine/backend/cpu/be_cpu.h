@@ -3,6 +3,7 @@
  *
  *     be_cpu.c       opening, memory, the KV pool, simple row operations
  *     be_weight.c    matrices: mapped, converted, transposed, quantised
+ *     be_region.c    huge pages for them
  *     be_product.c   matrix products over groups of rows, cut into items
  *     be_mla.c       cache, query and value of the latent attention
  *     be_attend.c    attention over the latent cache
@@ -22,6 +23,7 @@
 #include "backend/backend.h"
 #include "backend/be_quant.h"
 #include "backend/cpu/be_kernels.h"
+#include "backend/cpu/be_region.h"
 #include "backend/cpu/be_team.h"
 
 
@@ -37,6 +39,7 @@ struct be_weight_s {
     size_t           ld;             /* bytes from row to row, or panel */
     const uint8_t   *data;
     void            *own;            /* what data points to if it is ours */
+    be_region_t     *region;         /* that it lies in, or NULL */
 };
 
 struct be_kv_s {
@@ -78,6 +81,7 @@ typedef struct {
     be_dtype_t                weights;   /* BE_F32: as they are */
     be_options_t              opt;   /* as opened, with the path chosen */
     be_team_t                *team;
+    be_region_t              *region;    /* where weights go */
     uint32_t                  threads;
     size_t                    cache; /* bytes of L2 to work in */
 

@@ -105,6 +105,8 @@ const be_kernels_t  be_kernels_amx = {
             .gemm[BE_BF16] = { AMX_ROWS, amx_size, amx_pack, amx_product },
             BE_PANEL_GEMMS(AMX_ROWS, be_panels_amx_size, be_panels_amx_pack,
                            be_panels_amx),
+            .gemm[BE_PAIRS] = { AMX_ROWS, be_panels_amx_size,
+                                be_panels_amx_pack, be_panels_amx_pairs },
             .run_size = be_amx_run_size,
             .run = be_amx_run
         }

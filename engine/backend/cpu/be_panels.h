@@ -50,5 +50,6 @@ size_t be_panels_amx_size(uint32_t rows, uint32_t k);
 void be_panels_amx_pack(void *act, uint32_t k, uint32_t row, uint32_t col,
     const float *const *x, uint32_t m, uint32_t n);
 BE_PANEL_PRODUCTS(be_panels_amx);
+BE_PANEL_PRODUCT(be_panels_amx_pairs);
 
 #endif /* BE_PANELS_H */

@@ -7,7 +7,8 @@
  *
  * and one or two panels of weights, made into pairs of BF16 a piece of AMX_CUT
  * elements at a time, are B: C is 16 rows by 16 outputs, in the order of
- * be_panels_pairs.h.  Between pieces sums stay as they are, in tiles.
+ * be_panels_pairs.h.  Between pieces sums stay as they are, in tiles.  Weights
+ * that are kept in pairs are B as they lie, in order.
  *
  * The tile registers: 0 … 3 are C, two blocks of rows by two panels; 4 and 5
  * are A; 6 and 7 are B.
@@ -40,7 +41,7 @@ static void amx_rows1(const amx_piece_t *p, const uint8_t *a, float *sum);
 static void amx_rows1_panel(const amx_piece_t *p, const uint8_t *a,
     float *sum);
 static void amx_put(const float *sum, uint32_t m, float *c, size_t ldc,
-    uint32_t n);
+    uint32_t n, int ordered);
 
 
 size_t
@@ -99,7 +100,12 @@ amx_panels(const void *act, uint32_t k, uint32_t row, uint32_t m,
         p.tiles = (k - l < AMX_CUT) ? (k - l + AMX_K - 1) / AMX_K
                                     : AMX_CUT / AMX_K;
 
-        for (i = 0; i <= two; i++) {
+        if (dtype == BE_PAIRS) {
+            p.b = w + (size_t) (l / AMX_K) * AMX_TILE;
+            p.b2 = p.b + (two ? ldw : 0);
+        }
+
+        for (i = 0; dtype != BE_PAIRS && i <= two; i++) {
             from = w + i * ldw + l / BE_CHUNK * be_quant_chunk(dtype);
 
             for (h = 0; h * PAIRS_STEP < AMX_CUT && l + h * PAIRS_STEP < k;
@@ -129,7 +135,8 @@ amx_panels(const void *act, uint32_t k, uint32_t row, uint32_t m,
 
     for (i = 0; i < m; i += AMX_ROWS) {
         amx_put(sum + i / AMX_ROWS * (AMX_SUMS / 2),
-                (m - i < AMX_ROWS) ? m - i : AMX_ROWS, c + i * ldc, ldc, n);
+                (m - i < AMX_ROWS) ? m - i : AMX_ROWS, c + i * ldc, ldc, n,
+                dtype == BE_PAIRS);
     }
 }
 
@@ -252,16 +259,19 @@ amx_rows1_panel(const amx_piece_t *p, const uint8_t *a, float *sum)
 /* Two tiles of m rows to where they belong. */
 
 static void
-amx_put(const float *sum, uint32_t m, float *c, size_t ldc, uint32_t n)
+amx_put(const float *sum, uint32_t m, float *c, size_t ldc, uint32_t n,
+    int ordered)
 {
+    vf_t      x, y;
     uint32_t  i;
 
     for (i = 0; i < m; i++) {
-        vf_storen(c + i * ldc, pairs_order(vf_load(sum + i * 16)), n);
+        x = vf_load(sum + i * 16);
+        vf_storen(c + i * ldc, ordered ? x : pairs_order(x), n);
 
         if (n > BE_PANEL) {
-            vf_storen(c + i * ldc + BE_PANEL,
-                      pairs_order(vf_load(sum + 256 + i * 16)),
+            y = vf_load(sum + 256 + i * 16);
+            vf_storen(c + i * ldc + BE_PANEL, ordered ? y : pairs_order(y),
                       n - BE_PANEL);
         }
     }
@@ -320,6 +330,12 @@ BE_PANEL_PRODUCT(be_panels_amx_int8)
 BE_PANEL_PRODUCT(be_panels_amx_int4)
 {
     amx_product(act, k, row, m, w, ldw, n, c, ldc, BE_INT4);
+}
+
+
+BE_PANEL_PRODUCT(be_panels_amx_pairs)
+{
+    amx_product(act, k, row, m, w, ldw, n, c, ldc, BE_PAIRS);
 }
 
 #else

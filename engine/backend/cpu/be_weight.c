@@ -41,11 +41,14 @@ static be_weight_t *weight_make(be_cpu_t *cpu, const be_tensor_t *t,
 static be_weight_t *weight_made(const be_tensor_t *t, char *err);
 static void weight_row_item(void *ctx, uint32_t item, uint32_t worker);
 static void weight_t_item(void *ctx, uint32_t item, uint32_t worker);
+static be_dtype_t weight_type(const be_cpu_t *cpu, const be_tensor_t *t);
+static void weight_pairs_item(void *ctx, uint32_t item, uint32_t worker);
 static void weight_panel_item(void *ctx, uint32_t item, uint32_t worker);
 static void weight_gather(weight_job_t *job, uint32_t part, uint32_t out,
     uint32_t k, float *x);
 static int weight_gather_f8(const weight_job_t *job, uint32_t part,
     uint32_t out, uint32_t k, uint8_t *code, float *scale);
+static inline size_t weight_pair(uint32_t k, uint32_t i);
 static inline uint32_t weight_source(const weight_job_t *job, uint32_t part,
     uint32_t row);
 static void weight_run(const weight_job_t *job, uint32_t row, uint32_t col,
@@ -75,11 +78,9 @@ be_cpu_weight(be_t *be, const be_tensor_t *t, size_t *copies, char *err)
         return NULL;
     }
 
-    dtype = cpu->weights;
+    dtype = weight_type(cpu, t);
 
-    if (dtype == BE_F32) {
-
-        dtype = (t->dtype == BE_BF16) ? BE_BF16 : cpu->compute;
+    if (cpu->weights == BE_F32) {
 
         /* All rows of a part serve too if its last ones are wanted. */
 
@@ -123,12 +124,27 @@ be_cpu_weight_t(be_t *be, const be_tensor_t *t, uint32_t parts,
         return NULL;
     }
 
-    /* BF16 stays BF16: widening it would only double the bytes. */
+    dtype = weight_type(cpu, t);
+
+    return weight_make(cpu, t, parts, 1, dtype, copies, err);
+}
+
+
+/*
+ * What a matrix becomes.  BF16 stays BF16, widening it would only double the
+ * bytes; in pairs where that is allowed and there are products with them.
+ */
+
+static be_dtype_t
+weight_type(const be_cpu_t *cpu, const be_tensor_t *t)
+{
+    be_dtype_t  dtype;
 
     dtype = (cpu->weights != BE_F32) ? cpu->weights
           : (t->dtype == BE_BF16) ? BE_BF16 : cpu->compute;
 
-    return weight_make(cpu, t, parts, 1, dtype, copies, err);
+    return (dtype == BE_BF16 && cpu->opt.pack
+            && cpu->mode->gemm[BE_PAIRS].row_block != 0) ? BE_PAIRS : dtype;
 }
 
 
@@ -167,7 +183,13 @@ be_cpu_weight_free(be_t *be, be_weight_t *w)
         return;
     }
 
-    free(w->own);
+    if (w->region != NULL) {
+        be_region_free(w->region);
+
+    } else {
+        free(w->own);
+    }
+
     free(w);
 }
 
@@ -313,8 +335,7 @@ weight_make(be_cpu_t *cpu, const be_tensor_t *t, uint32_t parts, int turn,
            ? be_quant_size(dtype, w->rows, w->cols, parts)
            : (size_t) w->rows * w->ld;
 
-    w->own = (size != 0 && size <= SIZE_MAX - 64)
-             ? aligned_alloc(64, (size + 63) / 64 * 64) : NULL;
+    w->own = be_region_alloc(&cpu->region, size, &w->region);
 
     if (w->own == NULL) {
         snprintf(err, ERR_LEN, "out of memory: %zu bytes for a converted "
@@ -338,7 +359,7 @@ weight_make(be_cpu_t *cpu, const be_tensor_t *t, uint32_t parts, int turn,
     }
 
     if (be_quant_panels(dtype)) {
-        item = weight_panel_item;
+        item = (dtype == BE_PAIRS) ? weight_pairs_item : weight_panel_item;
         items = w->part_panels * parts;
 
     } else if (turn) {
@@ -434,6 +455,66 @@ weight_t_item(void *ctx, uint32_t item, uint32_t worker)
             }
         }
     }
+}
+
+
+/* [pair of elements][output][2], to the end of the last chunk. */
+
+static void
+weight_pairs_item(void *ctx, uint32_t item, uint32_t worker)
+{
+    float          x[BE_CHUNK];
+    uint8_t       *to;
+    uint16_t       h;
+    uint32_t       k, i, j, n, m, part, out;
+    be_weight_t   *w;
+    weight_job_t  *job;
+
+    (void) worker;
+
+    job = ctx;
+    w = job->w;
+    part = item / w->part_panels;
+    out = item % w->part_panels * BE_PANEL;
+    m = (w->part_rows - out < BE_PANEL) ? w->part_rows - out : BE_PANEL;
+    to = job->out + (size_t) item * w->ld;
+
+    memset(to, 0, w->ld);
+
+    if (!job->turn) {
+
+        for (i = 0; i < m; i++) {
+            for (k = 0; k < w->cols; k += n) {
+                n = (w->cols - k < BE_CHUNK) ? w->cols - k : BE_CHUNK;
+                weight_run(job, weight_source(job, part, out + i), k, n, x);
+
+                for (j = 0; j < n; j++) {
+                    h = be_to_bf16(x[j]);
+                    memcpy(to + weight_pair(k + j, i), &h, 2);
+                }
+            }
+        }
+
+        return;
+    }
+
+    for (k = 0; k < w->cols; k++) {
+        weight_run(job, weight_source(job, part, k), out, m, x);
+
+        for (i = 0; i < m; i++) {
+            h = be_to_bf16(x[i]);
+            memcpy(to + weight_pair(k, i), &h, 2);
+        }
+    }
+}
+
+
+/* Where element k of output i of a panel in pairs is, in bytes. */
+
+static inline size_t
+weight_pair(uint32_t k, uint32_t i)
+{
+    return ((size_t) (k / 2) * BE_PANEL + i) * 4 + k % 2 * 2;
 }
 
 
