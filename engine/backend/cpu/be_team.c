@@ -41,10 +41,8 @@
 #define TEAM_SPIN_MIN    50000     /* the gaps in a step are shorter */
 #define TEAM_JOIN_SPIN   5000
 #define TEAM_LATE        300000    /* ns: a helper must have been preempted */
-#define TEAM_ALONE_MIN   2000000
-#define TEAM_ALONE_MAX   800000000
-#define TEAM_LOST_MAX    8000000   /* ns of waiting that are too much, and */
-#define TEAM_LOST_SHARE  50        /* the share of time that is bearable */
+#define TEAM_ALONE_MIN   1000000
+#define TEAM_ALONE_MAX   16000000
 
 #define TEAM_FUTEX_HELP  1u        /* futex bits: helpers, leader */
 #define TEAM_FUTEX_LEAD  2u
@@ -66,8 +64,6 @@ struct be_team_s {
     uint64_t           debt;         /* ns done without the sleepers */
     uint64_t           alone_until;
     uint64_t           alone;        /* ns, how long the next time */
-    uint64_t           lost;         /* ns waited for preempted helpers */
-    uint64_t           lost_at;      /* when that was brought up to date */
     int                pin;
     pthread_t          leader;       /* was the last one here */
     int                led;
@@ -91,7 +87,6 @@ static _Atomic uint32_t  team_threads;
 static void *team_helper(void *data);
 static uint32_t team_wait_job(be_team_t *team, uint32_t seen, uint64_t *spin);
 static void team_join_helpers(be_team_t *team, uint64_t usual);
-static void team_late(be_team_t *team, uint64_t now, uint64_t lost);
 static uint32_t team_work(be_team_t *team, uint32_t worker);
 static void team_pin(int cpu);
 static uint32_t team_cpus(void);
@@ -124,7 +119,7 @@ be_team_open(uint32_t threads, int pin, char *err)
     memset(team, 0, sizeof(be_team_t));
     team->size = threads;
     team->pin = pin;
-    team->alone = TEAM_ALONE_MAX / 8;
+    team->alone = TEAM_ALONE_MIN;
 
     atomic_fetch_add(&team_threads, threads);
 
@@ -257,10 +252,9 @@ be_team_run(be_team_t *team, be_item_f item, void *ctx, uint32_t n,
 /*
  * Closes the job and waits until those inside have left.  What is left to
  * wait for is the rest of one item, which takes the leader `usual` ns.  If it
- * takes much longer, the helper was preempted inside it, and the leader works
- * alone for a moment.  That happens on an idle machine too; if more time is
- * lost so than a share of all, the machine is busy, and the other thread costs
- * more than it brings: then the leader works alone for long, longer each time.
+ * takes much longer, the helper was preempted inside it: for a while the
+ * leader then works alone, longer each time, because on a machine that busy
+ * the other thread costs more than it brings.
  */
 
 static void
@@ -306,43 +300,16 @@ team_join_helpers(be_team_t *team, uint64_t usual)
     }
 
     if (now - from > TEAM_LATE + 4 * usual) {
-        team_late(team, now, now - from);
+        team->alone_until = now + team->alone;
+        if (team->alone < TEAM_ALONE_MAX) {
+            team->alone *= 2;
+        }
 
     } else {
         team->alone_until = 0;
-    }
-}
-
-
-static void
-team_late(be_team_t *team, uint64_t now, uint64_t lost)
-{
-    uint64_t  borne;
-
-    borne = (now - team->lost_at) / TEAM_LOST_SHARE;
-    team->lost_at = now;
-
-    if (borne >= team->lost) {
-        team->lost = 0;
-        team->alone = TEAM_ALONE_MAX / 8;
-
-    } else {
-        team->lost -= borne;
-    }
-
-    team->lost += lost;
-
-    if (team->lost < TEAM_LOST_MAX) {
-        team->alone_until = now + TEAM_ALONE_MIN;
-        return;
-    }
-
-    team->alone_until = now + team->alone;
-    team->lost_at = team->alone_until;
-    team->lost = TEAM_LOST_MAX / 2;
-
-    if (team->alone < TEAM_ALONE_MAX) {
-        team->alone *= 2;
+        if (team->alone > TEAM_ALONE_MIN) {
+            team->alone -= team->alone / 64;
+        }
     }
 }
 
