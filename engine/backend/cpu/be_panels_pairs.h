@@ -21,9 +21,7 @@
 #define PAIRS_STEP   64              /* elements */
 #define PAIRS_PIECE  2048            /* bytes that they become */
 #define PAIRS_PAD    32              /* of packed activations */
-#ifndef PAIRS_AHEAD
-#define PAIRS_AHEAD  4224            /* bytes to prefetch */
-#endif
+#define PAIRS_AHEAD  4224            /* bytes to prefetch, a page and more */
 
 #define PAIRS_BYTE1  0x2222222222222222ull   /* of each dword */
 #define PAIRS_BYTE3  0x8888888888888888ull
