@@ -170,7 +170,9 @@ sched_plan_answers(sched_t *s, sched_rank_t *rk)
     for (i = 0; i < rk->n_running; i++) {
         seq = rk->running[i];
 
-        if (sched_is_prompt(seq)) {
+        /* One that waits for the disk wants no time. */
+
+        if (seq->planned == SCHED_UNPLANNED && sched_is_prompt(seq)) {
             rk->n_prompts++;
             rk->prompt_rows += sched_pending(seq);
         }
@@ -229,7 +231,7 @@ sched_plan_prompts(sched_t *s, sched_rank_t *rk)
             sched_draft_plan(s, rk, seq);
             first = 0;
             rk->n_planned++;
-            left -= seq->rows;
+            left -= seq->rows - seq->n_spec;
             sched_budget_take(s, rk, seq, oldest);
         }
     }
