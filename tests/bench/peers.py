@@ -65,6 +65,9 @@ class Peer:
             self.flags = '-fa 1 -mla 3 -fmoe 1 -rtr 1' if self.gp else ''
         self.flags = self.flags.split()
 
+        # The other program spells them otherwise, and has -fmoe by itself.
+        self.stream_flags = ['-mla', '3', '-rtr'] if self.gp else []
+
     def tool(self, name):
         return os.path.join(self.bin, name)
 
@@ -89,12 +92,12 @@ class Peer:
         return [r['avg_ts'] for r in rows if r['n_prompt'] == tokens][-1]
 
     def streams(self, gguf, threads, n):
-        """All streams together; the table has S_TG in its seventh column."""
+        """All streams together; S_TG is the eighth column."""
         text = run([self.tool('llama-batched-bench'), '-m', gguf, '-c',
                     str(n * 256), '-b', '2048', '-ub', '512', '-npp', '64',
                     '-ntg', str(NEW), '-npl', str(n), '-t', str(threads),
                     '-tb', str(threads)]
-                   + [f for f in self.flags if f != '-r'])
+                   + self.stream_flags)
         for line in text.splitlines():
             m = re.match(r'\|\s*64 \|\s*%d \|\s*%d \|' % (NEW, n), line)
             if m:
