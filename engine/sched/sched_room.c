@@ -25,6 +25,8 @@ typedef struct {
 
 static int sched_price(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
     sched_price_t *price);
+static uint32_t sched_common(const sched_seq_t *seq, const sched_seq_t *v,
+    uint32_t cached);
 static sched_seq_t *sched_lower(const sched_rank_t *rk, uint32_t *at,
     int32_t priority);
 
@@ -99,9 +101,12 @@ sched_price(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
             return 0;
         }
 
-        /* Blocks that others hold as well do not count, to be sure. */
+        /*
+         * Blocks that others hold as well do not count, to be sure; nor do
+         * those that the newcomer will hold: it is not to pay for them.
+         */
 
-        for (i = 0; i < v->n_blocks; i++) {
+        for (i = sched_common(seq, v, cached); i < v->n_blocks; i++) {
             block = v->blocks[i];
             room += rk->cache.pool.refs[block] == rk->paused[block] + 1;
         }
@@ -115,6 +120,27 @@ sched_price(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
     }
 
     return price->n > 0;
+}
+
+
+/* How many of the `cached` blocks that one would find lead another's. */
+
+static uint32_t
+sched_common(const sched_seq_t *seq, const sched_seq_t *v, uint32_t cached)
+{
+    uint32_t  i, n;
+
+    n = cached < v->n_public ? cached : v->n_public;
+
+    for (i = 0; i < n; i++) {
+        if (seq->hash[i].lo != v->hash[i].lo
+            || seq->hash[i].hi != v->hash[i].hi)
+        {
+            break;
+        }
+    }
+
+    return i;
 }
 
 

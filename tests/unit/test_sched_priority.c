@@ -138,6 +138,57 @@ test_blocks(void **state)
 }
 
 
+/*
+ * A block that one in its way holds, and that it would find, is no room: ten
+ * blocks, five of them the first's, four the second's, three of which the
+ * third begins with.  It needs six.
+ */
+
+static void
+test_shared(void **state)
+{
+    req_t     r[3];
+    uint32_t  i;
+
+    (void) state;
+
+    memset(r, 0, sizeof(r));
+    start(1, 16, 1024, 10, 100);
+
+    rng = 5;
+    submit_class(&r[0], 1, 300, 10);
+    rng = 6;
+    submit_class(&r[1], 0, 200, 50);
+
+    step();
+    invariants();
+    assert_true(runs(&r[0]) && runs(&r[1]));
+    assert_int_equal(r[1].seq->n_public, 3);
+
+    rng = 6;
+    submit_class(&r[2], 1, 380, 1);
+
+    step();
+    invariants();
+    assert_true(runs(&r[0]) && runs(&r[1]));
+    assert_false(r[2].accepted);
+    assert_int_equal(sched->preempted, 0);
+
+    /* When the first has gone there is room, and the second stays. */
+
+    run();
+
+    assert_int_equal(r[2].cached, 3 * KV_BLOCK);
+    assert_int_equal(sched->preempted, 0);
+
+    for (i = 0; i < 3; i++) {
+        check_end(&r[i]);
+    }
+
+    done(r, 3);
+}
+
+
 /* Where even all of them would not be enough, none goes. */
 
 static void
@@ -263,6 +314,7 @@ main(void)
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_batch),
         cmocka_unit_test(test_blocks),
+        cmocka_unit_test(test_shared),
         cmocka_unit_test(test_in_vain),
         cmocka_unit_test(test_cheapest_rank),
         cmocka_unit_test(test_prompts)
