@@ -6,6 +6,12 @@
  * several blocks, and a block has several tags.  A tag is resident while it is
  * on any block, and is reported when it is not any more.
  *
+ * Only blocks in the rank's memory count here.  A tag is reported when its last
+ * block leaves that, even if the disk tier keeps the block: whoever routes by
+ * the reports forgets it early, and a request may go to another rank, to which
+ * the disk is as near.  What the disk tier drops is not reported.  The tags of
+ * ACCEPTED count on disk as well, see sched_disk_tags().
+ *
  * There is room for KV_TAGS tags per block on average; one that finds none is
  * reported at once, so that nobody believes in it.
  */
