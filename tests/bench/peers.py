@@ -39,7 +39,7 @@ def fail(text):
 def run(cmd, env=None):
     """Standard output of a command that must succeed."""
     r = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                       text=True, env=env)
+                       text=True, errors='replace', env=env)
     if r.returncode != 0:
         fail('%s\n%s' % (' '.join(cmd), r.stderr[-2000:]))
     return r.stdout
