@@ -26,6 +26,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 
 GGUF_TYPES = {'bf16': 'bf16', 'int8': 'q8_0'}
 CONTEXT = 32768
@@ -36,12 +37,12 @@ def fail(text):
     sys.exit('peers.py: ' + text)
 
 
-def run(cmd, env=None):
+def run(cmd, env=None, errors=subprocess.PIPE, cwd=None):
     """Standard output of a command that must succeed."""
-    r = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                       text=True, errors='replace', env=env)
+    r = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=errors,
+                       text=True, errors='replace', env=env, cwd=cwd)
     if r.returncode != 0:
-        fail('%s\n%s' % (' '.join(cmd), r.stderr[-2000:]))
+        fail('%s\n%s' % (' '.join(cmd), (r.stderr or r.stdout)[-2000:]))
     return r.stdout
 
 
@@ -50,7 +51,7 @@ class Peer:
 
     def __init__(self, tree, flags):
         for sub in ('build/bin', 'bin', '.'):
-            self.bin = os.path.join(tree, sub)
+            self.bin = os.path.abspath(os.path.join(tree, sub))
             if os.access(os.path.join(self.bin, 'llama-bench'), os.X_OK):
                 break
         else:
@@ -97,7 +98,8 @@ class Peer:
                     str(n * 256), '-b', '2048', '-ub', '512', '-npp', '64',
                     '-ntg', str(NEW), '-npl', str(n), '-t', str(threads),
                     '-tb', str(threads)]
-                   + self.stream_flags)
+                   + self.stream_flags, errors=subprocess.STDOUT,
+                   cwd=tempfile.gettempdir())       # it leaves a log there
         for line in text.splitlines():
             m = re.match(r'\|\s*64 \|\s*%d \|\s*%d \|' % (NEW, n), line)
             if m:
@@ -152,7 +154,7 @@ def gguf_files(args, peers):
                  GGUF_TYPES[kind], str(CONTEXT)], env)
             os.rename(out + '.new', out)
         files[kind] = out
-    return files
+    return {k: os.path.abspath(f) for k, f in files.items()}
 
 
 def cells(args):
