@@ -1,6 +1,7 @@
-# Builds llm-engine and ngx_http_llm_module, and runs everything around them.
+# Builds llm-engine, llm-ledger and ngx_http_llm_module, and runs everything
+# around them.
 #
-#   make            engine and module, into build/
+#   make            engine, ledger and module, into build/
 #   make run        installs what is missing, serves the shipped model
 #   make check      all tests (installs what they need)
 #   make bench      figures beside their peers
@@ -35,10 +36,11 @@ CFLAGS  := -std=c11 -D_GNU_SOURCE $(OPT) -g -Wall -Wextra -Werror \
 LDFLAGS := -pthread $(SAN)
 LDLIBS  := -lcjson -latomic_ops -lpcre2-8 -lxxhash -lcrypto -lm
 
-.PHONY: all engine module clean
-all: engine module
+.PHONY: all engine ledger module clean
+all: engine ledger module
 
 engine: $(BUILD)/llm-engine
+ledger: $(BUILD)/llm-ledger
 
 include tests/tests.mk
 include tests/module.mk
@@ -70,6 +72,14 @@ $(BUILD)/llm-engine: $(BUILD)/engine/main.o $(LIB)
 	@echo "LD $@"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
+# Ledger: a program of its own, with the reader of JSON from the library.
+
+LEDGER_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard src/ledger/*.c)))
+
+$(BUILD)/llm-ledger: $(LEDGER_OBJ) $(LIB)
+	@echo "LD $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -lcjson -lxxhash -lz
+
 # Serving the shipped model, or MODEL=DIR.
 
 MODEL ?= engine/models/wordnet-tiny
@@ -88,6 +98,7 @@ MODCONF := /usr/share/nginx/modules-available
 .PHONY: install
 install: all
 	install -D -m 755 $(BUILD)/llm-engine $(DESTDIR)/usr/bin/llm-engine
+	install -D -m 755 $(BUILD)/llm-ledger $(DESTDIR)/usr/bin/llm-ledger
 	install -D -m 644 $(BUILD)/ngx_http_llm_module.so \
 	    $(DESTDIR)$(MODDIR)/ngx_http_llm_module.so
 	install -d $(DESTDIR)$(MODCONF) $(DESTDIR)/etc/nginx/modules-enabled
@@ -107,9 +118,10 @@ install: all
 	install -m 644 engine/models/wordnet-tiny/*.json \
 	    engine/models/wordnet-tiny/*.safetensors \
 	    $(DESTDIR)/usr/share/llm-engine/wordnet-tiny
+	install -m 644 nginx-conf/usage-log.conf $(DESTDIR)/usr/share/llm-engine
 	install -D -m 644 README.md $(DESTDIR)/usr/share/doc/llm-engine/README.md
 
 clean:
 	rm -rf build
 
--include $(ENGINE_OBJ:.o=.d) $(BUILD)/engine/main.d
+-include $(ENGINE_OBJ:.o=.d) $(LEDGER_OBJ:.o=.d) $(BUILD)/engine/main.d

@@ -43,11 +43,11 @@ npm:
 
 # What `make check` runs, in this order; each is a target of its own.
 
-.PHONY: check check-unit check-tokenizer check-reference check-determinism \
-        check-nginx check-long check-fuzz check-sanitize
+.PHONY: check check-unit check-ledger check-tokenizer check-reference \
+        check-determinism check-nginx check-long check-fuzz check-sanitize
 
-CHECKS := check-unit check-tokenizer check-reference check-determinism \
-          check-nginx
+CHECKS := check-unit check-ledger check-tokenizer check-reference \
+          check-determinism check-nginx
 
 check: deps-check
 	@$(MAKE) --no-print-directory npm
@@ -66,6 +66,9 @@ check-tokenizer: tests npm
 	tests/tokenizer/check.sh $(BUILD)/tests/tok_tool $(or $(COUNT),20000)
 
 PY := /usr/bin/python3
+
+check-ledger: ledger
+	$(PY) tests/ledger.py $(BUILD)/llm-ledger
 
 check-reference: engine
 	$(PY) tests/reference/selftest.py
@@ -110,7 +113,7 @@ VALGRIND_T := $(addprefix t/,abort.t api.t body.t errors.t flow.t params.t \
                              variables.t engine.t route.t early.t)
 
 check-sanitize: all tests npm
-	$(MAKE) SANITIZE=1 check-unit check-nginx
+	$(MAKE) SANITIZE=1 check-unit check-ledger check-nginx
 	$(MAKE) SANITIZE=thread check-unit
 	$(RUN_NGINX) tests/valgrind.sh $(abspath $(BUILD)) $(VALGRIND_T)
 	BUILD=$(abspath $(BUILD)) $(RUN_NGINX) prove -v tests/soak.pl
