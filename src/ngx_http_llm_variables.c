@@ -9,6 +9,8 @@
 
 static ngx_http_llm_ctx_t *ngx_http_llm_variable_asked(
     ngx_http_request_t *r);
+static ngx_int_t ngx_http_llm_variable_set(ngx_http_variable_value_t *v,
+    u_char *data, size_t len);
 static ngx_int_t ngx_http_llm_variable_model(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_llm_variable_key(ngx_http_request_t *r,
@@ -96,6 +98,20 @@ ngx_http_llm_variable_asked(ngx_http_request_t *r)
 
 
 static ngx_int_t
+ngx_http_llm_variable_set(ngx_http_variable_value_t *v, u_char *data,
+    size_t len)
+{
+    v->data = data;
+    v->len = len;
+    v->valid = 1;
+    v->no_cacheable = 0;
+    v->not_found = 0;
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
 ngx_http_llm_variable_model(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data)
 {
@@ -117,13 +133,7 @@ ngx_http_llm_variable_model(ngx_http_request_t *r,
         return NGX_OK;
     }
 
-    v->data = (u_char *) model;
-    v->len = ngx_strlen(model);
-    v->valid = 1;
-    v->no_cacheable = 0;
-    v->not_found = 0;
-
-    return NGX_OK;
+    return ngx_http_llm_variable_set(v, (u_char *) model, ngx_strlen(model));
 }
 
 
@@ -155,13 +165,7 @@ ngx_http_llm_variable_key(ngx_http_request_t *r,
                        ngx_http_llm_tags_key(&ctx->params.account, peek->user,
                                              peek->model, peek->head));
 
-    v->data = p;
-    v->len = 16;
-    v->valid = 1;
-    v->no_cacheable = 0;
-    v->not_found = 0;
-
-    return NGX_OK;
+    return ngx_http_llm_variable_set(v, p, 16);
 }
 
 
@@ -169,7 +173,7 @@ static ngx_int_t
 ngx_http_llm_variable_count(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data)
 {
-    u_char              *p;
+    u_char              *p, *last;
     ngx_http_llm_ctx_t  *ctx;
 
     ctx = ngx_http_get_module_ctx(r, ngx_http_llm_module);
@@ -184,13 +188,9 @@ ngx_http_llm_variable_count(ngx_http_request_t *r,
         return NGX_ERROR;
     }
 
-    v->len = ngx_sprintf(p, "%ui", *(ngx_uint_t *) ((char *) ctx + data)) - p;
-    v->data = p;
-    v->valid = 1;
-    v->no_cacheable = 0;
-    v->not_found = 0;
+    last = ngx_sprintf(p, "%ui", *(ngx_uint_t *) ((char *) ctx + data));
 
-    return NGX_OK;
+    return ngx_http_llm_variable_set(v, p, last - p);
 }
 
 
@@ -200,7 +200,7 @@ static ngx_int_t
 ngx_http_llm_variable_time(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data)
 {
-    u_char              *p;
+    u_char              *p, *last;
     uint64_t             ms;
     ngx_uint_t           known;
     ngx_http_llm_ctx_t  *ctx;
@@ -229,13 +229,9 @@ ngx_http_llm_variable_time(ngx_http_request_t *r,
 
     ms = (*(uint64_t *) ((char *) ctx + data) + 500) / 1000;
 
-    v->len = ngx_sprintf(p, "%uL.%03uL", ms / 1000, ms % 1000) - p;
-    v->data = p;
-    v->valid = 1;
-    v->no_cacheable = 0;
-    v->not_found = 0;
+    last = ngx_sprintf(p, "%uL.%03uL", ms / 1000, ms % 1000);
 
-    return NGX_OK;
+    return ngx_http_llm_variable_set(v, p, last - p);
 }
 
 
@@ -252,11 +248,6 @@ ngx_http_llm_variable_reason(ngx_http_request_t *r,
         return NGX_OK;
     }
 
-    v->data = (u_char *) ctx->reason;
-    v->len = ngx_strlen(ctx->reason);
-    v->valid = 1;
-    v->no_cacheable = 0;
-    v->not_found = 0;
-
-    return NGX_OK;
+    return ngx_http_llm_variable_set(v, (u_char *) ctx->reason,
+                                     ngx_strlen(ctx->reason));
 }

@@ -258,6 +258,19 @@ one(uint32_t family, uint32_t n, uint32_t cached)
 }
 
 
+/* One prompt of 1,000 tokens, and an orderly end: its blocks are on disk. */
+
+static void
+kept_engine(uint32_t ranks, uint32_t batch, uint32_t blocks)
+{
+    open_engine(ranks, batch, blocks);
+    one(1, 1000, 0);
+    sched_stop(sched);
+    sched_keep(sched, 10000000);
+    done(NULL, 0);
+}
+
+
 /* Out of memory, and back. */
 
 static void
@@ -336,11 +349,7 @@ test_restart(void **state)
 
     /* Another model. */
 
-    open_engine(1, 4, 32);
-    one(1, 1000, 0);
-    sched_stop(sched);
-    sched_keep(sched, 10000000);
-    done(NULL, 0);
+    kept_engine(1, 4, 32);
 
     disk.fingerprint++;
     open_engine(1, 4, 32);
@@ -360,11 +369,7 @@ test_together(void **state)
 
     (void) state;
 
-    open_engine(1, 8, 48);
-    one(1, 1000, 0);
-    sched_stop(sched);
-    sched_keep(sched, 10000000);
-    done(NULL, 0);
+    kept_engine(1, 8, 48);
 
     open_engine(1, 8, 48);
 
@@ -396,11 +401,7 @@ test_tags(void **state)
 
     (void) state;
 
-    open_engine(2, 4, 48);
-    one(1, 1000, 0);
-    sched_stop(sched);
-    sched_keep(sched, 10000000);
-    done(NULL, 0);
+    kept_engine(2, 4, 48);
 
     open_engine(2, 4, 48);
     tagged = 1;
@@ -480,11 +481,7 @@ test_not_worth(void **state)
 
     (void) state;
 
-    open_engine(1, 4, 48);
-    one(1, 1000, 0);
-    sched_stop(sched);
-    sched_keep(sched, 10000000);
-    done(NULL, 0);
+    kept_engine(1, 4, 48);
 
     open_engine(1, 4, 48);
 
@@ -514,11 +511,7 @@ test_cancel(void **state)
 
     (void) state;
 
-    open_engine(1, 4, 48);
-    one(1, 1000, 0);
-    sched_stop(sched);
-    sched_keep(sched, 10000000);
-    done(NULL, 0);
+    kept_engine(1, 4, 48);
 
     for (i = 0; i < 200; i++) {
         open_engine(1, 4, 48);
