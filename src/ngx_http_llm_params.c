@@ -376,6 +376,14 @@ ngx_http_llm_params_sampling(ngx_http_llm_params_t *params,
     params->n = n;
     s->top_k = top_k > 0 ? top_k : 0;
 
+    if (ngx_http_llm_json_absent(f[NGX_HTTP_LLM_F_TEMPERATURE])) {
+        s->flags |= CHAN_F_OWN_T;
+    }
+
+    if (ngx_http_llm_json_absent(f[NGX_HTTP_LLM_F_TOP_P])) {
+        s->flags |= CHAN_F_OWN_TOP_P;
+    }
+
     return NGX_OK;
 }
 

@@ -40,6 +40,7 @@ sub send_one {
 }
 
 # What the engine was sent for these fields; chat unless `uri` is given.
+# `given`: its flags less those that say what was not given.
 
 sub sent {
     my ($more, $uri) = @_;
@@ -49,7 +50,10 @@ sub sent {
     my @s = $t->submits();
 
     diag($r->{body}) if $r->{status} != 200;
-    return @s == $n ? {} : $s[$n];
+    return {} if @s == $n;
+
+    ($s[$n]{given} = $s[$n]{flags}) =~ s/own_\w+,//g;
+    return $s[$n];
 }
 
 sub float { sprintf '%.9g', unpack 'f', pack 'f', $_[0] }
@@ -58,7 +62,8 @@ sub float { sprintf '%.9g', unpack 'f', pack 'f', $_[0] }
 
 my $s = sent({});
 my %default = (
-    endpoint => 'chat', flags => '', temperature => 1, top_p => 1, min_p => 0,
+    endpoint => 'chat', flags => 'own_t,own_top_p,', temperature => 1,
+    top_p => 1, min_p => 0,
     top_k => 0, repetition_penalty => 1, presence_penalty => 0,
     frequency_penalty => 0, seed => 0, max_tokens => 4294967295,
     max_context => 0, queue_max => 0, queue_timeout => 0, deadline => 0,
@@ -87,7 +92,7 @@ is(join(' ', map { $s->{$_} // 'none' } sort keys %default),
    'null is absent, whatever the field');
 $s = sent({ map { $_ => $null } qw/ echo best_of logprobs max_tokens / },
           '/v1/completions');
-is("$s->{max_tokens} $s->{flags}", '16 ', 'null in completions');
+is("$s->{max_tokens} $s->{given}", '16 ', 'null in completions');
 
 # Values that arrive.
 
@@ -100,6 +105,8 @@ for my $case (
     is(sent({ $name => $_ })->{$name}, float($_), "$name $_") for @values;
 }
 
+is(sent({ temperature => 1 })->{flags}, 'own_top_p,', 'temperature is given');
+is(sent({ top_p => 1 })->{flags}, 'own_t,', 'top_p is given');
 is(sent({ top_k => $_->[0] })->{top_k}, $_->[1], "top_k $_->[0]")
     for [ 0, 0 ], [ -1, 0 ], [ 1, 1 ], [ 2147483647, 2147483647 ];
 is(sent({ $_ => 7 })->{max_tokens}, 7, $_)
@@ -113,23 +120,23 @@ is(sent('{"messages":[{"role":"user","content":"x"}],"max_tokens":1e1}')
 is(sent('{"messages":[{"role":"user","content":"x"}],"temperature":15e-1}')
    ->{temperature}, 1.5, 'a number written as 15e-1');
 
-is(sent({ ignore_eos => $true })->{flags}, 'ignore_eos,', 'ignore_eos');
-is(sent({ logprobs => $true })->{flags}, 'logprobs,', 'logprobs');
-is(sent({ logprobs => $false })->{flags}, '', 'logprobs false');
+is(sent({ ignore_eos => $true })->{given}, 'ignore_eos,', 'ignore_eos');
+is(sent({ logprobs => $true })->{given}, 'logprobs,', 'logprobs');
+is(sent({ logprobs => $false })->{given}, '', 'logprobs false');
 is(sent({ logprobs => $true, top_logprobs => $_ })->{top_logprobs}, $_,
    "top_logprobs $_") for 0, 1, 20;
-is(sent({ thinking => { type => 'enabled' } })->{flags}, 'think,', 'thinking');
-is(sent({ thinking => { type => 'disabled' } })->{flags}, 'no_think,',
+is(sent({ thinking => { type => 'enabled' } })->{given}, 'think,', 'thinking');
+is(sent({ thinking => { type => 'disabled' } })->{given}, 'no_think,',
    'thinking disabled');
-is(sent({ reasoning_effort => 'none' })->{flags}, 'no_think,',
+is(sent({ reasoning_effort => 'none' })->{given}, 'no_think,',
    'reasoning_effort none');
-is(sent({ reasoning_effort => 'high' })->{flags}, '', 'reasoning_effort high');
+is(sent({ reasoning_effort => 'high' })->{given}, '', 'reasoning_effort high');
 
 $s = sent({ echo => $true, logprobs => 5, max_tokens => 0 },
           '/v1/completions');
-is("$s->{flags} $s->{top_logprobs} $s->{max_tokens}", 'logprobs,echo, 5 0',
+is("$s->{given} $s->{top_logprobs} $s->{max_tokens}", 'logprobs,echo, 5 0',
    'scoring');
-is(sent({ logprobs => 0 }, '/v1/completions')->{flags}, 'logprobs,',
+is(sent({ logprobs => 0 }, '/v1/completions')->{given}, 'logprobs,',
    'completion: logprobs 0');
 
 # Seeds, all 64 bits.
@@ -142,10 +149,10 @@ my @seeds = ([ '0', '0' ], [ '1', '1' ],
 for (@seeds) {
     my $got = sent(qq({"prompt":"x","seed":$_->[0]}), '/v1/completions');
     is($got->{seed}, $_->[1], "seed $_->[0]");
-    is($got->{flags}, 'seed,', "seed $_->[0]: given");
+    is($got->{given}, 'seed,', "seed $_->[0]: given");
 }
 $s = sent('{"x":{"seed":5},"prompt":"x","y":["seed",7]}', '/v1/completions');
-is($s->{flags}, '', 'a seed elsewhere is none');
+is($s->{given}, '', 'a seed elsewhere is none');
 
 $n = $t->count('submit');
 send_one('/v1/completions', { prompt => [ 'a', 'b' ], n => 2, seed => 10 });

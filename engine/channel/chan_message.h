@@ -137,7 +137,9 @@ enum {
 #define CHAN_F_THINK        0x0008   /* template: thinking on */
 #define CHAN_F_NO_THINK     0x0010   /* template: thinking off */
 #define CHAN_F_IGNORE_EOS   0x0020   /* benchmarks: go on to max_tokens */
-#define CHAN_F_ALL          0x003f
+#define CHAN_F_OWN_T        0x0040   /* the model's own temperature: it was */
+#define CHAN_F_OWN_TOP_P    0x0080   /* not given; likewise top_p */
+#define CHAN_F_ALL          0x00ff
 
 #define CHAN_TOKENS_MAX     UINT32_MAX   /* max_tokens: what the context has */
 

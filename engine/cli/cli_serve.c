@@ -79,6 +79,8 @@ cli_serve(int argc, char **argv)
     opt.grace_us = (uint64_t) (grace * 1e6);
     opt.names = cli_serve_name(&cli, name, sizeof(name));
     opt.fingerprint = st.fingerprint;
+    opt.temperature = model_config(st.model)->temperature;
+    opt.top_p = model_config(st.model)->top_p;
     opt.created = model_created(st.model);
     opt.tok = st.tok;
     opt.ready = ready;

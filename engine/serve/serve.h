@@ -35,6 +35,8 @@ typedef struct {
     uint64_t          fingerprint;
     uint64_t          created;
     const tok_t      *tok;
+    float             temperature;   /* of requests that do not say */
+    float             top_p;
     const char       *ready;         /* logged when all is up */
 
     /* About a rank's experts, as the board has it; NULL: not known. */

@@ -506,8 +506,10 @@ serve_hand_over(serve_req_t *r, serve_body_t *b, tok_ids_t *ids,
     q.n_prompt = (uint32_t) ids->n;
     q.n_output = (uint32_t) b->n_resume;
     q.max_tokens = max_tokens;
-    q.params.temperature = p->temperature;
-    q.params.top_p = p->top_p;
+    q.params.temperature = (p->flags & CHAN_F_OWN_T)
+                           ? r->serve->opt.temperature : p->temperature;
+    q.params.top_p = (p->flags & CHAN_F_OWN_TOP_P)
+                     ? r->serve->opt.top_p : p->top_p;
     q.params.min_p = p->min_p;
     q.params.top_k = p->top_k;
     q.params.repetition_penalty = p->repetition_penalty;

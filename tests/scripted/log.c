@@ -59,7 +59,8 @@ log_submit(engine_t *e, request_t *r)
     chan_submit_t  *s;
 
     static const char *const  flags[] = { "logprobs", "echo", "seed", "think",
-                                          "no_think", "ignore_eos" };
+                                          "no_think", "ignore_eos", "own_t",
+                                          "own_top_p" };
 
     if (e->log == NULL) {
         return;
@@ -70,7 +71,7 @@ log_submit(engine_t *e, request_t *r)
             ((lane_t *) r->lane)->number, r->id,
             s->endpoint == CHAN_CHAT ? "chat" : "completion");
 
-    for (i = 0; i < 6; i++) {
+    for (i = 0; i < 8; i++) {
         if (s->flags & (1u << i)) {
             fprintf(e->log, "%s,", flags[i]);
         }

@@ -156,6 +156,8 @@ start_with(uint32_t ranks, uint32_t batch, uint32_t queue, uint32_t lanes)
     options.fingerprint = 4711;
     options.created = 1700000000;
     options.tok = tok;
+    options.temperature = 3;
+    options.top_p = 0.9f;
     options.ready = "ready";
     options.sched.n_ranks = ranks;
     options.sched.vocab = tok_size(tok);

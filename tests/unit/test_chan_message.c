@@ -529,7 +529,7 @@ test_submit(void **state)
     } cases[] = {
         GOOD(endpoint, { .u = 2 }), BAD(endpoint, { .u = 0 }),
         BAD(endpoint, { .u = 3 }), GOOD(flags, { .u = 0x35 }),
-        BAD(flags, { .u = 0x40 }), BAD(flags, { .u = 0x80000000 }),
+        BAD(flags, { .u = 0x100 }), BAD(flags, { .u = 0x80000000 }),
         BAD(flags, { .u = CHAN_F_THINK|CHAN_F_NO_THINK }),
         BAD(flags, { .u = CHAN_F_ECHO }),
         BAD(body_size, { .u = 12 }), BAD(body_size, { .u = 0 }),

@@ -131,6 +131,49 @@ test_echo_and_score(void **state)
 
 /* The same again from one seed, and from the middle. */
 
+/* What a request leaves open is the model's own. */
+
+static void
+test_own_sampling(void **state)
+{
+    reply_t         given, own;
+    worker_t        w;
+    chan_submit_t   s;
+
+    (void) state;
+    join(&w);
+
+    defaults(&s);
+    s.max_tokens = 60;
+    s.flags = CHAN_F_SEED;
+    s.seed = 5;
+    s.temperature = options.temperature;
+    s.top_p = options.top_p;
+    ask(&w, 5, &s, 3);
+    all(&w, &given, 5);
+
+    s.flags = CHAN_F_SEED | CHAN_F_OWN_T | CHAN_F_OWN_TOP_P;
+    s.temperature = 0;
+    s.top_p = 1;
+    ask(&w, 6, &s, 3);
+    all(&w, &own, 6);
+    assert_int_equal(own.n_tokens, 60);
+    assert_memory_equal(given.id, own.id, 60 * sizeof(int32_t));
+
+    s.flags = CHAN_F_SEED | CHAN_F_OWN_TOP_P;
+    ask(&w, 7, &s, 3);
+    all(&w, &own, 7);
+    assert_memory_not_equal(given.id, own.id, 60 * sizeof(int32_t));
+
+    s.flags = CHAN_F_SEED | CHAN_F_OWN_T;
+    ask(&w, 8, &s, 3);
+    all(&w, &own, 8);
+    assert_memory_not_equal(given.id, own.id, 60 * sizeof(int32_t));
+
+    leave(&w);
+}
+
+
 static void
 test_resume(void **state)
 {
@@ -531,6 +574,8 @@ main(void)
         cmocka_unit_test_setup_teardown(test_stop_string, start,
                                         stop),
         cmocka_unit_test_setup_teardown(test_echo_and_score, start,
+                                        stop),
+        cmocka_unit_test_setup_teardown(test_own_sampling, start,
                                         stop),
         cmocka_unit_test_setup_teardown(test_resume, start,
                                         stop),
