@@ -18,8 +18,6 @@ static ngx_int_t ngx_http_llm_body_filter(ngx_http_request_t *r,
 static ngx_int_t ngx_http_llm_replace(ngx_http_request_t *r);
 static ngx_int_t ngx_http_llm_replace_headers(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx, ngx_http_llm_error_t *err);
-static void ngx_http_llm_describe(ngx_http_llm_error_t *err,
-    ngx_uint_t status);
 static ngx_int_t ngx_http_llm_request_id(ngx_http_request_t *r);
 static ngx_int_t ngx_http_llm_request_id_valid(ngx_str_t *id);
 
@@ -282,7 +280,7 @@ ngx_http_llm_replace_headers(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx,
 
 /* What there is to say about an error that nginx itself made. */
 
-static void
+void
 ngx_http_llm_describe(ngx_http_llm_error_t *err, ngx_uint_t status)
 {
     ngx_uint_t  i;

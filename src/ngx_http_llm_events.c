@@ -5,7 +5,7 @@
  * request that was cancelled only moves its id on.
  */
 
-#include "ngx_http_llm_module.h"
+#include "ngx_http_llm_policy.h"
 
 
 #define NGX_HTTP_LLM_RECORDS_TURN  4096    /* then other events get a turn */
@@ -179,6 +179,8 @@ ngx_http_llm_lane_accepted(ngx_http_llm_seq_t *seq, const chan_record_t *rec,
     if (choice->nth == 0) {
         ctx->prompt_tokens += accepted->prompt_tokens;
         ctx->cached_tokens += accepted->cached_tokens;
+
+        ngx_http_llm_policy_progress(ctx);
     }
 
     if (!ctx->accepted) {
@@ -235,6 +237,8 @@ ngx_http_llm_lane_delta(ngx_http_llm_seq_t *seq, const chan_record_t *rec,
         }
 
         choice->finish.completion_tokens += view.delta->n_tokens;
+
+        ngx_http_llm_policy_progress(ctx);
     }
 
     ngx_http_llm_render_delta(choice, &view);

@@ -2,7 +2,7 @@
  * Directives, configuration and the module's place in nginx.
  */
 
-#include "ngx_http_llm_module.h"
+#include "ngx_http_llm_policy.h"
 
 #include <sys/un.h>
 
@@ -155,6 +155,9 @@ ngx_http_llm_create_main_conf(ngx_conf_t *cf)
         != NGX_OK
         || ngx_array_init(&lmcf->prefix_zones, cf->pool, 1,
                           sizeof(ngx_shm_zone_t *))
+           != NGX_OK
+        || ngx_array_init(&lmcf->policies, cf->pool, 8,
+                          sizeof(ngx_http_llm_policy_t))
            != NGX_OK)
     {
         return NULL;

@@ -8,6 +8,9 @@
  * keeps a worker's connection to an engine.  error.c gives every error under
  * llm_pass the shape of OpenAI's error objects.
  *
+ * Between parsing and submission the steps of policy.h may refuse a request or
+ * answer it; accounts, limits and the like are modules of their own there.
+ *
  * Only workers connect.  All state is a worker's own, except the prefix zones
  * (prefix.h), where workers share what they learn about the engine's caches;
  * route.c joins them to a request's way.
@@ -35,6 +38,7 @@
 #define NGX_HTTP_LLM_WAITING_TIME 60000    /* ms they wait, unless told */
 #define NGX_HTTP_LLM_RETRY_MAX    120      /* seconds: clients ignore more */
 #define NGX_HTTP_LLM_PRIORITY_MAX 100      /* and as much below zero */
+#define NGX_HTTP_LLM_PROGRESS_MAX 8        /* records of a request's use */
 
 
 typedef struct ngx_http_llm_ctx_s     ngx_http_llm_ctx_t;
@@ -45,6 +49,7 @@ typedef struct ngx_http_llm_choice_s  ngx_http_llm_choice_t;
 typedef struct {
     ngx_array_t                engines;    /* ngx_http_llm_engine_t * */
     ngx_array_t                prefix_zones;   /* ngx_shm_zone_t * */
+    ngx_array_t                policies;   /* ngx_http_llm_policy_t, in order */
     ngx_int_t                  request_id; /* index of $request_id */
 } ngx_http_llm_main_conf_t;
 
@@ -60,6 +65,17 @@ typedef struct {
     ngx_flag_t                 read_body;
     ngx_http_complex_value_t  *priority;   /* NULL: 0 */
 } ngx_http_llm_loc_conf_t;
+
+
+/* How admission (ngx_http_llm_policy.h) came out. */
+
+typedef enum {
+    NGX_HTTP_LLM_UNASKED = 0,
+    NGX_HTTP_LLM_ASKING,             /* a step is not ready */
+    NGX_HTTP_LLM_REFUSED,
+    NGX_HTTP_LLM_ANSWERED,           /* without the engine */
+    NGX_HTTP_LLM_ADMITTED
+} ngx_http_llm_admission_e;
 
 
 /* A prompt's tags, and the rank that they lead to. */
@@ -217,6 +233,16 @@ struct ngx_http_llm_ctx_s {
     ngx_uint_t                 rank;
     const char                *reason;     /* NULL: none yet */
 
+    /* policy */
+
+    ngx_http_llm_admission_e   admission;
+    ngx_uint_t                 policy;     /* the step that is asked next */
+    uint64_t                   bound;      /* most tokens that it may use */
+    ngx_uint_t                 discount;   /* percent off its price */
+    volatile uint64_t         *progress[NGX_HTTP_LLM_PROGRESS_MAX];
+    ngx_uint_t                 nprogress;
+
+    unsigned                   settled:1;
     unsigned                   parsed:1;
     unsigned                   accepted:1;
     unsigned                   first:1;    /* a token came */
@@ -410,7 +436,8 @@ ngx_msec_t ngx_http_llm_timer_next(ngx_http_llm_ctx_t *ctx);
 
 /*
  * ngx_http_llm_error.c.  ngx_http_llm_put_error() renders an error object;
- * ngx_http_llm_add_header() appends a response header.
+ * ngx_http_llm_describe() fills one for a status; ngx_http_llm_add_header()
+ * appends a response header.
  */
 
 ngx_int_t ngx_http_llm_error_init(ngx_conf_t *cf);
@@ -418,6 +445,7 @@ void ngx_http_llm_put_error(ngx_http_llm_writer_t *w,
     const ngx_http_llm_error_t *err);
 ngx_int_t ngx_http_llm_add_header(ngx_http_request_t *r, const char *key,
     ngx_str_t *value);
+void ngx_http_llm_describe(ngx_http_llm_error_t *err, ngx_uint_t status);
 ngx_int_t ngx_http_llm_unavailable(ngx_http_llm_error_t *err,
     const char *what);
 

@@ -3,12 +3,16 @@
  * out, whether it ended, failed or was left by the client.
  */
 
-#include "ngx_http_llm_module.h"
+#include "ngx_http_llm_policy.h"
 
 
 /* ms that a request waits for a new worker's handshake */
 
 #define NGX_HTTP_LLM_PARKED_TIME  1000
+
+/* Bytes that a template may put around a message, or around all of them. */
+
+#define NGX_HTTP_LLM_TEMPLATE_MAX  64
 
 
 typedef enum {
@@ -32,6 +36,8 @@ static ngx_int_t ngx_http_llm_body_parse(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx);
 static ngx_int_t ngx_http_llm_limits(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx);
+static uint64_t ngx_http_llm_bound(ngx_http_llm_ctx_t *ctx);
+static uint64_t ngx_http_llm_bound_prompt(const chan_body_t *body);
 static ngx_int_t ngx_http_llm_submit(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx);
 static void ngx_http_llm_cleanup(void *data);
@@ -290,7 +296,10 @@ ngx_http_llm_start(ngx_http_llm_ctx_t *ctx)
     r = ctx->request;
     c = r->connection;
 
-    /* The body may have taken its time: the engine is looked at again. */
+    /*
+     * The body, or a step of admission, may have taken its time: the engine
+     * is looked at again.
+     */
 
     rc = ngx_http_llm_engine_usable(ctx->engine);
 
@@ -307,8 +316,17 @@ ngx_http_llm_start(ngx_http_llm_ctx_t *ctx)
         ngx_http_finalize_request(r, ngx_http_llm_models(r, ctx));
         return;
 
-    } else if (ngx_http_llm_body_parse(r, ctx) == NGX_OK) {
-        (void) ngx_http_llm_submit(r, ctx);
+    } else if (ctx->parsed || ngx_http_llm_body_parse(r, ctx) == NGX_OK) {
+
+        rc = ngx_http_llm_policy_admit(r, ctx);
+
+        if (rc == NGX_DONE) {
+            return;
+        }
+
+        if (rc == NGX_OK) {
+            (void) ngx_http_llm_submit(r, ctx);
+        }
     }
 
     if (ctx->error.status != 0) {
@@ -384,6 +402,10 @@ ngx_http_llm_body_parse(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
         ctx->parsed = (rc == NGX_OK);
     }
 
+    if (rc == NGX_OK) {
+        ctx->bound = ngx_http_llm_bound(ctx);
+    }
+
     if (copy != NULL) {
         ngx_free(copy);
     }
@@ -450,6 +472,70 @@ ngx_http_llm_priority_value(ngx_str_t *s, int32_t *value)
     *value = negative ? -n : n;
 
     return NGX_OK;
+}
+
+
+/*
+ * The most tokens that a request may use: a token stands for a byte of the
+ * prompt at least, and a prompt and its answer fit into the context.
+ */
+
+static uint64_t
+ngx_http_llm_bound(ngx_http_llm_ctx_t *ctx)
+{
+    uint64_t        sum, asked, context;
+    ngx_uint_t      i;
+    chan_submit_t  *submit;
+
+    submit = &ctx->params.submit;
+    context = ctx->engine->model.max_context;
+
+    if (submit->max_context != 0 && submit->max_context < context) {
+        context = submit->max_context;
+    }
+
+    asked = ngx_min(submit->max_tokens, context);
+    sum = 0;
+
+    for (i = 0; i < ctx->params.nprompts; i++) {
+        sum += ngx_min(ngx_http_llm_bound_prompt(&ctx->params.prompts[i].body),
+                       context - asked);
+        sum += ctx->params.n * asked;
+    }
+
+    return sum;
+}
+
+
+static uint64_t
+ngx_http_llm_bound_prompt(const chan_body_t *body)
+{
+    size_t          off;
+    uint64_t        sum;
+    chan_section_t  sec;
+
+    off = 0;
+    sum = NGX_HTTP_LLM_TEMPLATE_MAX;
+
+    while (chan_body_next(body->data, body->size, &off, &sec) == CHAN_OK) {
+
+        switch (sec.kind) {
+
+        case CHAN_SEC_MESSAGE:
+            sum += sec.size + NGX_HTTP_LLM_TEMPLATE_MAX;
+            break;
+
+        case CHAN_SEC_TEXT:
+            sum += sec.size;
+            break;
+
+        case CHAN_SEC_IDS:
+            sum += sec.size / sizeof(int32_t);
+            break;
+        }
+    }
+
+    return sum;
 }
 
 
@@ -552,6 +638,8 @@ ngx_http_llm_close(ngx_http_llm_ctx_t *ctx)
             ngx_http_llm_lane_cancel(&ctx->choices[i]);
         }
     }
+
+    ngx_http_llm_policy_done(ctx->request, ctx);
 
     ngx_http_llm_params_free(&ctx->params);
 }
