@@ -8,7 +8,16 @@
  * the CPU backend returns when the work is done, a device backend may only
  * have queued it, and be->sync() waits.
  *
+ * A device sees no host memory.  What a step is about (tokens, positions, KV
+ * blocks) is the host's; begin() brings it over, once, and operations are
+ * told which part of it they are for.  Between begin() and end() nothing
+ * waits for the host, so that a device may record what it is told to do and
+ * replay it for the next step of the same kind.
+ *
  * Activations are row-major float32 in the backend's memory: [rows][dim].
+ * What mla_query(), mla_attend() and mla_value() give is for the operation
+ * that comes next (linear() or linear_add() after mla_value()) and no other:
+ * a backend may keep it in that memory in a type of its own.
  * With compute BE_BF16 the inputs of every matrix product are rounded to
  * BF16 (nearest even) and sums are float32; with BE_F32 nothing is rounded.
  *
@@ -89,7 +98,25 @@ typedef struct {
     const int32_t *const   *blocks;      /* [n_seqs] KV blocks, by pos / 64 */
     const uint32_t         *first;       /* [n_seqs] where attention begins,
                                             NULL: at 0 */
+    void                   *device;      /* the backend's, from begin() */
 } be_batch_t;
+
+/* What one step is about, for begin(). */
+
+typedef struct {
+    be_batch_t              all;
+    be_batch_t              last;        /* of them, those that give logits */
+    const uint32_t         *row;         /* [last.n_rows] which these are */
+    const uint32_t         *from;        /* [all.n_rows] of drafts, or NULL */
+    uint32_t                max_rows;    /* what there is memory for */
+    uint32_t                max_last;
+
+    /*
+     * Not 0: steps of the same key, rows and rows of logits are told the same
+     * operations with the same memory.
+     */
+    uint32_t                key;
+} be_step_t;
 
 /* Rotary embedding over adjacent pairs (2i, 2i + 1). */
 
@@ -139,7 +166,9 @@ typedef struct {
  * Rows for the experts of this rank, as the exchange (engine/ep) hands them
  * over: the pairs (row, expert) of local expert e are offset[e] … offset[e + 1]
  * - 1; pair p reads x[p] and writes y[p], both [hidden], in memory that this
- * backend can reach.
+ * backend can reach.  The three arrays are the host's if `max` is 0; else they
+ * are in the backend's memory, the host does not know what is in them, and
+ * there are at most `max` pairs.
  */
 
 typedef struct {
@@ -147,12 +176,31 @@ typedef struct {
     const uint32_t      *offset;     /* [n_experts + 1] */
     const float *const  *x;
     float *const        *y;
+    uint32_t             max;
 } be_pairs_t;
+
+/* The rows of one rank, for a rank that holds every expert in its own slot. */
+
+typedef struct {
+    const be_batch_t    *batch;      /* rows that are only padding are left
+                                        out; NULL: there are none */
+    uint32_t             rows;
+    uint32_t             hidden;
+    uint32_t             top_k;
+    uint32_t             experts;
+    const int32_t       *id;         /* [rows][top_k], from gate() */
+    const float         *x;          /* [rows][hidden] */
+    float               *contrib;    /* [rows][top_k][hidden] */
+    uint32_t            *load;       /* [experts], counts rows; or NULL */
+} be_route_t;
 
 
 struct be_s {
     const char  *name;               /* "cpu" */
     const char  *path;               /* "generic", "avx2", "avx512", … */
+
+    /* Operations only queue, and memory is not the host's. */
+    int          device;
 
     /*
      * Names what weights and memory of this backend depend on, as in
@@ -171,12 +219,31 @@ struct be_s {
      */
     be_t *(*helper)(be_t *be, char *err);
 
-    /* Memory for activations, zeroed, 64-byte aligned; NULL: none left. */
+    /* Memory of the backend, zeroed, 64-byte aligned; NULL: none left. */
     void *(*alloc)(be_t *be, size_t size);
     void (*free)(be_t *be, void *p);
     void (*upload)(be_t *be, void *dst, const void *src, size_t size);
     void (*download)(be_t *be, void *dst, const void *src, size_t size);
-    void (*sync)(be_t *be);
+
+    /* Waits.  0, or -1 with the reason of the first failure so far. */
+    int (*sync)(be_t *be, char *err);
+
+    /*
+     * NULL but on a device: begins and ends a step.  Batches of operations
+     * are &step->all and &step->last, rows of gather() step->row and
+     * step->from; begin() may change the step: it adds rows of padding, whose
+     * results are undefined, up to sizes of which there are few.  1: all is
+     * queued that was recorded for this key before, and end() is what is
+     * left; 0; or -1 with the reason in `err`.
+     */
+    int (*begin)(be_t *be, be_step_t *step, char *err);
+    int (*end)(be_t *be, char *err);
+
+    /*
+     * NULL but on a device: what was recorded counts no more, because weights
+     * have changed.  While no step is under way; any thread.
+     */
+    void (*forget)(be_t *be);
 
     /*
      * Makes a matrix usable in products, of the type that the options name.
@@ -273,11 +340,17 @@ struct be_s {
     /*
      * Router, in float32 whatever the compute mode, w [experts][hidden], bias
      * NULL or [experts]: ids [rows][top_k] in order of falling choice score
-     * (ties: lower id first), weights alike.  Host memory.
+     * (ties: lower id first), weights alike.  The backend's memory.
      */
     void (*gate)(be_t *be, const be_gate_t *g, const float *w,
         const float *bias, const float *x, uint32_t rows, uint32_t hidden,
         int32_t *id, float *weight);
+
+    /*
+     * NULL but on a device: sorts pairs (row, expert) by expert, in order of
+     * rows, without the host.  `pairs` holds until the next call.
+     */
+    void (*route)(be_t *be, const be_route_t *r, be_pairs_t *pairs);
 
     /* y[p] = mlp[e](x[p]), unweighted, for each pair of each local expert */
     void (*experts)(be_t *be, const be_mlp_t *mlp, const be_pairs_t *pairs);
@@ -288,6 +361,10 @@ struct be_s {
 
     /* y[i] = x[row[i]] */
     void (*gather)(be_t *be, const float *x, const uint32_t *row, uint32_t n,
+        uint32_t dim, float *y);
+
+    /* y[i] = a[i] and b[i] behind it, [rows][2 * dim] */
+    void (*join)(be_t *be, const float *a, const float *b, uint32_t rows,
         uint32_t dim, float *y);
 };
 

@@ -43,6 +43,9 @@ typedef struct {
 } ep_placement_t;
 
 typedef struct {
+    be_t                  *be;       /* of the rank, for a queued exchange */
+    const be_batch_t      *batch;    /* the rows' */
+    uint32_t              *load;     /* [experts], counts rows: if queued */
     const ep_placement_t  *placement;
     const float           *x;        /* [rows][hidden], stays until combine */
     uint32_t               rows;
@@ -56,6 +59,15 @@ struct ep_exchange_s {
     const char  *name;               /* "host" */
     uint32_t     rank;
     uint32_t     ranks;
+
+    /*
+     * Not 0: dispatch() and combine() only queue what they do behind what the
+     * backend was told before, and the host learns nothing: ids, `load` and
+     * the arrays of `pairs` are in the backend's memory.  Such an exchange
+     * may be recorded by the backend together with the step around it.  0:
+     * ids are in host memory, and rows are ready when dispatch() is called.
+     */
+    int          queued;
 
     /*
      * `pairs` is the exchange's until combine() returns; pairs of an expert
@@ -90,6 +102,13 @@ struct ep_exchange_s {
 
 int ep_host_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
     uint32_t max_top_k, uint32_t max_experts, uint32_t timeout_ms, char *err);
+
+/*
+ * One rank on a device, queued: every expert is in its own slot, and the
+ * backend sorts the pairs.  NULL with the reason in `err`.
+ */
+
+ep_exchange_t *ep_local_open(uint32_t max_experts, char *err);
 
 /*
  * A placement's memory.  ep_map_open(): one to start with, of contiguous runs,

@@ -373,9 +373,8 @@ convert_floats(convert_t *c, uint32_t i, const void *made, uint8_t **copy)
     }
 
     c->be->download(c->be, *copy, made, size);
-    c->be->sync(c->be);
 
-    return 0;
+    return c->be->sync(c->be, c->err);
 }
 
 

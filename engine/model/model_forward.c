@@ -10,13 +10,17 @@
 #include "model/model_rank.h"
 
 
+#define FORWARD_FETCH  64            /* steps between looks at counters */
+
+
 static void forward_attend(model_rank_t *mr, uint32_t layer,
     const model_rows_t *f);
 static int forward_moe(model_rank_t *mr, uint32_t layer,
     const model_rows_t *f, char *err);
+static int forward_chosen(model_rank_t *mr, size_t n, char *err);
 static void forward_count(model_rank_t *mr, model_rank_layer_t *l, size_t n);
-static void forward_end(model_rank_t *mr, const model_rows_t *f,
-    const uint32_t *logit_row, uint32_t n_logits, float *logits);
+static int forward_fetch(model_rank_t *mr, char *err);
+static void forward_end(model_rank_t *mr, const model_rows_t *f);
 
 
 int
@@ -28,18 +32,24 @@ model_step(model_rank_t *mr, const be_batch_t *batch,
 
     layers = mr->model->config.layers;
 
-    if (model_rows_check(mr, batch, logit_row, n_logits, err) != 0) {
+    if (model_rows_check(mr, batch, logit_row, n_logits, err) != 0
+        || model_rows_begin(mr, &f, batch, NULL, logit_row, n_logits,
+                            MODEL_KEY_STEP | (mr->keep ? MODEL_KEY_KEEP : 0),
+                            err)
+           != 0)
+    {
         mr->ex->abort(mr->ex);
         return -1;
     }
 
-    f.batch = batch;
-    f.rows = batch->n_rows;
-    f.x = mr->x;
-    f.h = mr->h;
+    mr->n_kept = mr->keep ? batch->n_rows : 0;
+
+    if (f.queued) {
+        return model_rows_end(mr, &f, logits, err);
+    }
 
     if (f.rows > 0) {
-        mr->be->embed(mr->be, mr->embed, batch, f.x);
+        mr->be->embed(mr->be, mr->embed, f.batch, f.x);
     }
 
     for (i = 0; i < layers; i++) {
@@ -47,8 +57,8 @@ model_step(model_rank_t *mr, const be_batch_t *batch,
 
         /* with its keys stored, a row without logits is done */
 
-        if (i == layers - 1 && n_logits < f.rows && !mr->keep) {
-            model_rows_narrow(mr, &f, logit_row, n_logits);
+        if (i == layers - 1 && f.some && !mr->keep) {
+            model_rows_narrow(mr, &f);
         }
 
         if (model_layer_rest(mr, i, &f, err) != 0) {
@@ -56,13 +66,11 @@ model_step(model_rank_t *mr, const be_batch_t *batch,
         }
     }
 
-    mr->n_kept = 0;
-
     if (f.rows > 0) {
-        forward_end(mr, &f, logit_row, n_logits, logits);
+        forward_end(mr, &f);
     }
 
-    return 0;
+    return model_rows_end(mr, &f, logits, err);
 }
 
 
@@ -104,6 +112,76 @@ model_rows_check(const model_rank_t *mr, const be_batch_t *batch,
     }
 
     return 0;
+}
+
+
+int
+model_rows_begin(model_rank_t *mr, model_rows_t *f, const be_batch_t *batch,
+    const uint32_t *from, const uint32_t *logit_row, uint32_t n_logits,
+    uint32_t key, char *err)
+{
+    int         rc;
+    uint32_t    i;
+    be_step_t  *s;
+
+    s = &f->step;
+    s->all = *batch;
+    s->all.device = NULL;
+    s->last = s->all;
+    s->row = logit_row;
+    s->from = from;
+    s->max_rows = mr->opt.max_rows;
+    s->max_last = mr->opt.max_logits;
+
+    f->some = n_logits < batch->n_rows;
+
+    s->key = (mr->ex->queued && mr->ex->ranks == 1)
+             ? key | (f->some ? MODEL_KEY_SOME : 0) : 0;
+
+    if (f->some) {
+        for (i = 0; i < n_logits; i++) {
+            mr->last_id[i] = batch->id[logit_row[i]];
+            mr->last_pos[i] = batch->pos[logit_row[i]];
+            mr->last_seq[i] = batch->seq[logit_row[i]];
+        }
+
+        s->last.n_rows = n_logits;
+        s->last.id = mr->last_id;
+        s->last.pos = mr->last_pos;
+        s->last.seq = mr->last_seq;
+    }
+
+    rc = (mr->be->begin != NULL) ? mr->be->begin(mr->be, s, err) : 0;
+
+    f->queued = (rc == 1);
+    f->n_logits = n_logits;
+    f->batch = &s->all;
+    f->rows = s->all.n_rows;
+    f->x = mr->x;
+    f->h = mr->h;
+
+    return rc < 0 ? -1 : 0;
+}
+
+
+int
+model_rows_end(model_rank_t *mr, model_rows_t *f, float *logits, char *err)
+{
+    be_t  *be;
+
+    be = mr->be;
+
+    if (be->end != NULL && be->end(be, err) != 0) {
+        return -1;
+    }
+
+    if (f->n_logits > 0) {
+        be->download(be, logits, mr->logits,
+                     (size_t) f->n_logits * mr->model->config.vocab
+                     * sizeof(float));
+    }
+
+    return mr->counter != NULL ? forward_fetch(mr, err) : be->sync(be, err);
 }
 
 
@@ -203,12 +281,15 @@ forward_moe(model_rank_t *mr, uint32_t layer, const model_rows_t *f,
     g = &mr->model->config.gate;
     l = &mr->layer[layer];
 
+    send.be = be;
+    send.batch = f->batch;
+    send.load = l->counter;
     send.placement = ep_map_placement(l->place.map);
     send.x = f->h;
     send.rows = f->rows;
     send.hidden = mr->model->config.hidden;
     send.top_k = g->top_k;
-    send.id = mr->expert;
+    send.id = mr->ex->queued ? mr->expert : mr->host_expert;
     send.contrib = mr->contrib;
 
     if (f->rows > 0) {
@@ -216,7 +297,12 @@ forward_moe(model_rank_t *mr, uint32_t layer, const model_rows_t *f,
                  mr->expert, mr->weight);
     }
 
-    be->sync(be);
+    if (!mr->ex->queued
+        && forward_chosen(mr, (size_t) f->rows * g->top_k, err) != 0)
+    {
+        mr->ex->abort(mr->ex);
+        return -1;
+    }
 
     if (mr->ex->dispatch(mr->ex, &send, &pairs, err) != 0) {
         return -1;
@@ -227,7 +313,11 @@ forward_moe(model_rank_t *mr, uint32_t layer, const model_rows_t *f,
     }
 
     be->experts(be, l->place.expert, &pairs);
-    be->sync(be);
+
+    if (!mr->ex->queued && be->sync(be, err) != 0) {
+        mr->ex->abort(mr->ex);
+        return -1;
+    }
 
     if (mr->ex->combine(mr->ex, err) != 0) {
         return -1;
@@ -238,9 +328,28 @@ forward_moe(model_rank_t *mr, uint32_t layer, const model_rows_t *f,
                     send.hidden, f->x);
     }
 
-    forward_count(mr, l, (size_t) f->rows * g->top_k);
+    if (!mr->ex->queued) {
+        forward_count(mr, l, (size_t) f->rows * g->top_k);
+    }
 
     return 0;
+}
+
+
+/* The router's choice to where the exchange looks, rows ready to be read. */
+
+static int
+forward_chosen(model_rank_t *mr, size_t n, char *err)
+{
+    be_t  *be;
+
+    be = mr->be;
+
+    if (mr->host_expert != mr->expert && n > 0) {
+        be->download(be, mr->host_expert, mr->expert, n * sizeof(int32_t));
+    }
+
+    return be->sync(be, err);
 }
 
 
@@ -253,7 +362,7 @@ forward_count(model_rank_t *mr, model_rank_layer_t *l, size_t n)
     atomic_uint_least64_t  *at;
 
     for (i = 0; i < n; i++) {
-        at = &l->load[mr->expert[i]];
+        at = &l->load[mr->host_expert[i]];
         atomic_store_explicit(at, atomic_load_explicit(at,
                                                        memory_order_relaxed)
                                   + 1, memory_order_relaxed);
@@ -261,35 +370,58 @@ forward_count(model_rank_t *mr, model_rank_layer_t *l, size_t n)
 }
 
 
-void
-model_rows_narrow(model_rank_t *mr, model_rows_t *f,
-    const uint32_t *logit_row, uint32_t n_logits)
+/*
+ * The device's counters, which wrap: every few steps, so that it costs little,
+ * and before any can have wrapped twice.
+ */
+
+static int
+forward_fetch(model_rank_t *mr, char *err)
 {
-    be_t      *be;
-    uint32_t   i, hidden;
+    size_t     i, n;
+    uint32_t   now;
+
+    n = (size_t) mr->n_layers * mr->model->config.gate.experts;
+
+    if (mr->uncounted++ % FORWARD_FETCH != 0) {
+        return mr->be->sync(mr->be, err);
+    }
+
+    mr->be->download(mr->be, mr->host_counter, mr->counter,
+                     n * sizeof(uint32_t));
+
+    if (mr->be->sync(mr->be, err) != 0) {
+        return -1;
+    }
+
+    for (i = 0; i < n; i++) {
+        now = atomic_load_explicit(&mr->load[i], memory_order_relaxed);
+        now = mr->host_counter[i] - now;
+        atomic_fetch_add_explicit(&mr->load[i], now, memory_order_relaxed);
+    }
+
+    return 0;
+}
+
+
+void
+model_rows_narrow(model_rank_t *mr, model_rows_t *f)
+{
+    be_t              *be;
+    uint32_t           hidden;
+    const be_batch_t  *last;
 
     be = mr->be;
     hidden = mr->model->config.hidden;
+    last = &f->step.last;
 
-    for (i = 0; i < n_logits; i++) {
-        mr->last_id[i] = f->batch->id[logit_row[i]];
-        mr->last_pos[i] = f->batch->pos[logit_row[i]];
-        mr->last_seq[i] = f->batch->seq[logit_row[i]];
+    if (last->n_rows > 0) {
+        be->gather(be, f->x, f->step.row, last->n_rows, hidden, mr->last_x);
+        be->gather(be, f->h, f->step.row, last->n_rows, hidden, mr->last_h);
     }
 
-    if (n_logits > 0) {
-        be->gather(be, f->x, logit_row, n_logits, hidden, mr->last_x);
-        be->gather(be, f->h, logit_row, n_logits, hidden, mr->last_h);
-    }
-
-    f->last = *f->batch;
-    f->last.n_rows = n_logits;
-    f->last.id = mr->last_id;
-    f->last.pos = mr->last_pos;
-    f->last.seq = mr->last_seq;
-
-    f->batch = &f->last;
-    f->rows = n_logits;
+    f->batch = last;
+    f->rows = last->n_rows;
     f->x = mr->last_x;
     f->h = mr->last_h;
 }
@@ -298,47 +430,29 @@ model_rows_narrow(model_rank_t *mr, model_rows_t *f,
 /* The final norm, of all rows if they are kept, and the head. */
 
 static void
-forward_end(model_rank_t *mr, const model_rows_t *f,
-    const uint32_t *logit_row, uint32_t n_logits, float *logits)
+forward_end(model_rank_t *mr, const model_rows_t *f)
 {
     be_t                  *be;
     float                 *h;
+    uint32_t               rows;
     const model_config_t  *c;
 
     be = mr->be;
     c = &mr->model->config;
     h = mr->keep ? mr->kept : f->h;
+    rows = f->step.last.n_rows;
 
     be->norm(be, mr->norm, c->eps, f->x, f->rows, c->hidden, h);
 
-    if (mr->keep) {
-        mr->n_kept = f->rows;
-
-        if (n_logits < f->rows) {
-            be->gather(be, h, logit_row, n_logits, c->hidden, mr->last_h);
-            h = mr->last_h;
+    if (mr->keep && f->some) {
+        if (rows > 0) {
+            be->gather(be, h, f->step.row, rows, c->hidden, mr->last_h);
         }
+
+        h = mr->last_h;
     }
 
-    model_head(mr, h, n_logits, logits);
-}
-
-
-void
-model_head(model_rank_t *mr, const float *h, uint32_t rows, float *logits)
-{
-    be_t      *be;
-    uint32_t   vocab;
-
-    be = mr->be;
-    vocab = mr->model->config.vocab;
-
-    if (rows == 0) {
-        return;
+    if (rows > 0) {
+        be->linear(be, mr->head, h, rows, mr->logits);
     }
-
-    be->linear(be, mr->head, h, rows, mr->logits);
-    be->download(be, logits, mr->logits,
-                 (size_t) rows * vocab * sizeof(float));
-    be->sync(be);
 }

@@ -23,8 +23,8 @@
 static int mtp_check(const model_rank_t *mr, const be_batch_t *batch,
     const uint32_t *from, uint32_t pass, const uint32_t *logit_row,
     uint32_t n_logits, char *err);
-static void mtp_input(model_rank_t *mr, const be_batch_t *batch,
-    const uint32_t *from, uint32_t pass);
+static void mtp_input(model_rank_t *mr, const model_rows_t *f,
+    uint32_t pass);
 
 
 void
@@ -53,34 +53,42 @@ model_draft(model_rank_t *mr, const be_batch_t *batch, const uint32_t *from,
         return -1;
     }
 
-    f.batch = batch;
-    f.rows = batch->n_rows;
-    f.x = mr->x;
-    f.h = mr->h;
+    if (model_rows_begin(mr, &f, batch, from, logit_row, n_logits,
+                         MODEL_KEY_DRAFT | (pass == 0 ? MODEL_KEY_FIRST : 0),
+                         err)
+        != 0)
+    {
+        mr->ex->abort(mr->ex);
+        return -1;
+    }
+
+    mr->n_kept = n_logits;
+
+    if (f.queued) {
+        return model_rows_end(mr, &f, logits, err);
+    }
 
     if (f.rows > 0) {
-        mtp_input(mr, batch, from, pass);
+        mtp_input(mr, &f, pass);
     }
 
     model_layer_keys(mr, layer, &f);
 
-    if (n_logits < f.rows) {
-        model_rows_narrow(mr, &f, logit_row, n_logits);
+    if (f.some) {
+        model_rows_narrow(mr, &f);
     }
 
     if (model_layer_rest(mr, layer, &f, err) != 0) {
         return -1;
     }
 
-    mr->n_kept = f.rows;
-
     if (f.rows > 0) {
         be->norm(be, mr->mtp_norm, c->eps, f.x, f.rows, c->hidden,
                  mr->drafted);
-        model_head(mr, mr->drafted, f.rows, logits);
+        be->linear(be, mr->head, mr->drafted, f.rows, mr->logits);
     }
 
-    return 0;
+    return model_rows_end(mr, &f, logits, err);
 }
 
 
@@ -119,30 +127,24 @@ mtp_check(const model_rank_t *mr, const be_batch_t *batch,
  */
 
 static void
-mtp_input(model_rank_t *mr, const be_batch_t *batch, const uint32_t *from,
-    uint32_t pass)
+mtp_input(model_rank_t *mr, const model_rows_t *f, uint32_t pass)
 {
     be_t                  *be;
     float                 *state;
-    uint32_t               i, n;
+    uint32_t               n;
     const model_config_t  *c;
 
     be = mr->be;
     c = &mr->model->config;
-    n = batch->n_rows;
-    state = mr->half + (size_t) n * c->hidden;
+    n = f->rows;
+    state = mr->half + (size_t) mr->opt.max_rows * c->hidden;
 
-    be->embed(be, mr->embed, batch, mr->half);
+    be->embed(be, mr->embed, f->batch, mr->half);
     be->norm(be, mr->enorm, c->eps, mr->half, n, c->hidden, mr->half);
-    be->gather(be, pass == 0 ? mr->kept : mr->drafted, from, n, c->hidden,
-               state);
+    be->gather(be, pass == 0 ? mr->kept : mr->drafted, f->step.from, n,
+               c->hidden, state);
     be->norm(be, mr->hnorm, c->eps, state, n, c->hidden, state);
 
-    for (i = 0; i < n; i++) {
-        mr->pair_row[2 * i] = i;
-        mr->pair_row[2 * i + 1] = n + i;
-    }
-
-    be->gather(be, mr->half, mr->pair_row, 2 * n, c->hidden, mr->pair);
+    be->join(be, mr->half, state, n, c->hidden, mr->pair);
     be->linear(be, mr->eh_proj, mr->pair, n, mr->x);
 }

@@ -96,6 +96,10 @@ model_place_swap(model_rank_t *mr, uint32_t layer, model_place_t *place)
     old = mr->layer[layer].place;
     mr->layer[layer].place = *place;
     *place = old;
+
+    if (mr->be->forget != NULL) {
+        mr->be->forget(mr->be);
+    }
 }
 
 

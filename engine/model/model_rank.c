@@ -9,7 +9,7 @@
 #include "model/model_rank.h"
 
 
-static void rank_free(be_t *be, float *p);
+static void rank_free(be_t *be, void *p);
 static int rank_check(const model_rank_t *mr, const ep_placement_t *p,
     char *err);
 static int rank_weights(model_rank_t *mr, const ep_map_t *map, char *err);
@@ -21,6 +21,7 @@ static int rank_mlp(model_rank_t *mr, be_mlp_t *mlp, const uint32_t *item,
     char *err);
 static int rank_get(model_rank_t *mr, uint32_t item, void *p, char *err);
 static int rank_scratch(model_rank_t *mr, char *err);
+static int rank_scratch_gate(model_rank_t *mr);
 static int rank_scratch_mtp(model_rank_t *mr, char *err);
 static float *rank_rows(model_rank_t *mr, size_t rows, size_t dim, int *rc);
 
@@ -120,6 +121,14 @@ model_rank_close(model_rank_t *mr)
     rank_free(be, mr->drafted);
     rank_free(be, mr->half);
     rank_free(be, mr->pair);
+    rank_free(be, mr->weight);
+    rank_free(be, mr->counter);
+
+    if (mr->host_expert != mr->expert) {
+        free(mr->host_expert);
+    }
+
+    rank_free(be, mr->expert);
 
     if (mr->kv != NULL) {
         be->kv_free(be, mr->kv);
@@ -133,12 +142,10 @@ model_rank_close(model_rank_t *mr)
         model_pool_leave(mr->pool, be);
     }
 
-    free(mr->expert);
-    free(mr->weight);
+    free(mr->host_counter);
     free(mr->last_id);
     free(mr->last_pos);
     free(mr->last_seq);
-    free(mr->pair_row);
     free(mr->layer);
     free(mr->load);
     free(mr->freq);
@@ -147,7 +154,7 @@ model_rank_close(model_rank_t *mr)
 
 
 static void
-rank_free(be_t *be, float *p)
+rank_free(be_t *be, void *p)
 {
     if (p != NULL) {
         be->free(be, p);
@@ -422,18 +429,66 @@ rank_scratch(model_rank_t *mr, char *err)
         mr->ol = mr->ql + rows * ql;
     }
 
-    mr->expert = calloc(rows * c->gate.top_k, sizeof(int32_t));
-    mr->weight = calloc(rows * c->gate.top_k, sizeof(float));
     mr->last_id = calloc(last, sizeof(int32_t));
     mr->last_pos = calloc(last, sizeof(uint32_t));
     mr->last_seq = calloc(last, sizeof(uint32_t));
 
-    if (rc != 0 || mr->expert == NULL || mr->weight == NULL
-        || mr->last_id == NULL || mr->last_pos == NULL
-        || mr->last_seq == NULL)
+    if (rc != 0 || rank_scratch_gate(mr) != 0 || mr->last_id == NULL
+        || mr->last_pos == NULL || mr->last_seq == NULL)
     {
         return model_error(err, "no memory for steps of %zu rows and %zu "
                            "rows of logits", rows, last);
+    }
+
+    return 0;
+}
+
+
+/* What the router gives, and where the host sees it. */
+
+static int
+rank_scratch_gate(model_rank_t *mr)
+{
+    be_t      *be;
+    size_t     n, size;
+    uint32_t   i;
+
+    be = mr->be;
+    n = (size_t) mr->opt.max_rows * mr->model->config.gate.top_k + 1;
+
+    mr->expert = be->alloc(be, n * sizeof(int32_t));
+    mr->weight = be->alloc(be, n * sizeof(float));
+
+    if (mr->expert == NULL || mr->weight == NULL) {
+        return -1;
+    }
+
+    if (!be->device) {
+        mr->host_expert = mr->expert;
+        return 0;
+    }
+
+    mr->host_expert = calloc(n, sizeof(int32_t));
+    if (mr->host_expert == NULL) {
+        return -1;
+    }
+
+    if (!mr->ex->queued) {
+        return 0;
+    }
+
+    n = mr->model->config.gate.experts;
+    size = mr->n_layers * n * sizeof(uint32_t);
+
+    mr->counter = be->alloc(be, size + sizeof(uint32_t));
+    mr->host_counter = calloc(1, size + sizeof(uint32_t));
+
+    if (mr->counter == NULL || mr->host_counter == NULL) {
+        return -1;
+    }
+
+    for (i = 0; i < mr->n_layers; i++) {
+        mr->layer[i].counter = mr->counter + i * n;
     }
 
     return 0;
@@ -454,9 +509,8 @@ rank_scratch_mtp(model_rank_t *mr, char *err)
     mr->drafted = rank_rows(mr, mr->opt.max_logits, hidden, &rc);
     mr->half = rank_rows(mr, 2 * rows, hidden, &rc);
     mr->pair = rank_rows(mr, 2 * rows, hidden, &rc);
-    mr->pair_row = calloc(2 * rows, sizeof(uint32_t));
 
-    if (rc != 0 || mr->pair_row == NULL) {
+    if (rc != 0) {
         return model_error(err, "no memory for drafts of %zu rows", rows);
     }
 

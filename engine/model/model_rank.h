@@ -33,6 +33,7 @@ typedef struct {
     const float            *bias;
     model_place_t           place;   /* changes between steps only */
     atomic_uint_least64_t  *load;    /* [experts] its own rows, so far */
+    uint32_t               *counter; /* [experts] the same on a device */
 } model_rank_layer_t;
 
 struct model_rank_s {
@@ -77,25 +78,39 @@ struct model_rank_s {
     float                 *drafted;  /* the MTP layer's rows of logits */
     float                 *half;     /* [2 max_rows][hidden]: embeddings, */
     float                 *pair;     /* then states; and in pairs */
-
-    /* In host memory. */
     int32_t               *expert;   /* [max_rows][top_k] */
     float                 *weight;
+    uint32_t              *counter;  /* of all layers, on a device */
+
+    /* In host memory. */
+    int32_t               *host_expert;  /* `expert`, or a copy of it */
+    uint32_t              *host_counter;
+    uint32_t               uncounted;    /* steps since it was fetched */
     int32_t               *last_id;
     uint32_t              *last_pos;
     uint32_t              *last_seq;
-    uint32_t              *pair_row;
 };
 
 /* What the layers work on: all rows, or in the end those that give logits. */
 
 typedef struct {
+    be_step_t          step;         /* a device may add rows to it */
+    int                some;         /* of the rows give logits, not all */
+    int                queued;       /* a device replays the step */
+    uint32_t           n_logits;     /* without what was added */
     const be_batch_t  *batch;
     uint32_t           rows;
     float             *x;
     float             *h;
-    be_batch_t         last;
 } model_rows_t;
+
+
+/* Kinds of steps, of which a device records one of each size. */
+#define MODEL_KEY_STEP    1
+#define MODEL_KEY_KEEP    2
+#define MODEL_KEY_DRAFT   4
+#define MODEL_KEY_FIRST   8
+#define MODEL_KEY_SOME    16
 
 
 /* model_forward.c */
@@ -104,6 +119,18 @@ typedef struct {
 int model_rows_check(const model_rank_t *mr, const be_batch_t *batch,
     const uint32_t *logit_row, uint32_t n_logits, char *err);
 
+/*
+ * Begins a step of rows that were checked; `key` tells apart steps that are
+ * different operations.  0, or -1 with the reason in `err`.
+ */
+int model_rows_begin(model_rank_t *mr, model_rows_t *f,
+    const be_batch_t *batch, const uint32_t *from, const uint32_t *logit_row,
+    uint32_t n_logits, uint32_t key, char *err);
+
+/* Ends it, and brings its logits. */
+int model_rows_end(model_rank_t *mr, model_rows_t *f, float *logits,
+    char *err);
+
 /* A layer: stores the rows' keys; then all the rest of it. */
 void model_layer_keys(model_rank_t *mr, uint32_t layer,
     const model_rows_t *f);
@@ -111,12 +138,7 @@ int model_layer_rest(model_rank_t *mr, uint32_t layer, const model_rows_t *f,
     char *err);
 
 /* Leaves the rows that give logits. */
-void model_rows_narrow(model_rank_t *mr, model_rows_t *f,
-    const uint32_t *logit_row, uint32_t n_logits);
-
-/* Logits of normed rows. */
-void model_head(model_rank_t *mr, const float *h, uint32_t rows,
-    float *logits);
+void model_rows_narrow(model_rank_t *mr, model_rows_t *f);
 
 /*
  * Makes a place of `layer` as `map` has it, which is copied, beside the one in

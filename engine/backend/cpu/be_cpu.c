@@ -37,7 +37,7 @@ static void cpu_close(be_t *be);
 static void *cpu_alloc(be_t *be, size_t size);
 static void cpu_free(be_t *be, void *p);
 static void cpu_copy(be_t *be, void *dst, const void *src, size_t size);
-static void cpu_sync(be_t *be);
+static int cpu_sync(be_t *be, char *err);
 static be_kv_t *cpu_kv_open(be_t *be, uint32_t layers, uint32_t blocks,
     const be_mla_t *mla, char *err);
 static void cpu_kv_free(be_t *be, be_kv_t *kv);
@@ -54,6 +54,8 @@ static void cpu_norm_item(void *ctx, uint32_t item, uint32_t worker);
 static void cpu_gather(be_t *be, const float *x, const uint32_t *row,
     uint32_t n, uint32_t dim, float *y);
 static void cpu_gather_item(void *ctx, uint32_t item, uint32_t worker);
+static void cpu_join(be_t *be, const float *a, const float *b, uint32_t rows,
+    uint32_t dim, float *y);
 static void cpu_over_rows(be_cpu_t *cpu, be_item_f item, cpu_rows_t *r);
 
 
@@ -88,7 +90,8 @@ static const be_t  cpu_table = {
     .gate = be_cpu_gate,
     .experts = be_cpu_experts,
     .combine = be_cpu_combine,
-    .gather = cpu_gather
+    .gather = cpu_gather,
+    .join = cpu_join
 };
 
 
@@ -363,10 +366,13 @@ cpu_copy(be_t *be, void *dst, const void *src, size_t size)
 }
 
 
-static void
-cpu_sync(be_t *be)
+static int
+cpu_sync(be_t *be, char *err)
 {
     (void) be;
+    (void) err;
+
+    return 0;
 }
 
 
@@ -618,5 +624,21 @@ cpu_gather_item(void *ctx, uint32_t item, uint32_t worker)
     for ( /* void */ ; row < end; row++) {
         memcpy(r->y + (size_t) row * r->dim,
                r->x + (size_t) r->row[row] * r->dim, (size_t) r->dim * 4);
+    }
+}
+
+
+static void
+cpu_join(be_t *be, const float *a, const float *b, uint32_t rows,
+    uint32_t dim, float *y)
+{
+    uint32_t  row;
+
+    (void) be;
+
+    for (row = 0; row < rows; row++) {
+        memcpy(y, a + (size_t) row * dim, (size_t) dim * sizeof(float));
+        memcpy(y + dim, b + (size_t) row * dim, (size_t) dim * sizeof(float));
+        y += 2 * (size_t) dim;
     }
 }
