@@ -16,7 +16,6 @@ typedef struct {
 
 
 static int main_usage(int status);
-static int main_plan(int argc, char **argv);
 
 
 static const main_command_t  main_commands[] = {
@@ -29,7 +28,7 @@ static const main_command_t  main_commands[] = {
     { "convert", "write a checkpoint with quantised weights", cli_convert },
     { "status", "what a running engine does", cli_status },
     { "bench", "measure prompt and generation speed", cli_bench },
-    { "plan", "expert placement and memory, without loading", main_plan },
+    { "plan", "what each GPU will hold, without loading", cli_plan },
     { NULL }
 };
 
@@ -81,15 +80,4 @@ main_usage(int status)
           out);
 
     return status;
-}
-
-
-static int
-main_plan(int argc, char **argv)
-{
-    (void) argc;
-    (void) argv;
-
-    cli_error("plan: this version was built without it");
-    return 1;
 }

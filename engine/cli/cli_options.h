@@ -165,5 +165,6 @@ int cli_detokenize(int argc, char **argv);
 int cli_bench(int argc, char **argv);
 int cli_status(int argc, char **argv);
 int cli_convert(int argc, char **argv);
+int cli_plan(int argc, char **argv);
 
 #endif /* CLI_CLI_OPTIONS_H */

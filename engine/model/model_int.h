@@ -19,6 +19,7 @@
  *     model_mtp.c          the graph of the multi-token prediction layer
  *     model_balance.c      moves experts while the ranks compute
  *     model_cost.c         what a token costs
+ *     model_plan.c         what a rank on a GPU holds, by config.json alone
  */
 
 #ifndef MODEL_MODEL_INT_H
