@@ -5,94 +5,49 @@
  * picks the pairs of its own experts and reads rows and writes contributions
  * in the home rank's memory.  What remains is two meetings per MoE layer:
  * after all have shown their rows, and after all have written.
- *
- * A rank that waits spins for a moment, as ranks usually come within
- * microseconds of each other, and then sleeps in a futex.
  */
 
-#include <errno.h>
-#include <limits.h>
-#include <linux/futex.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
 
-#include "ep/exchange.h"
+#include "ep/ep_hub.h"
+#include "ep/ep_share.h"
 
-
-#define EP_SPIN       2000           /* pauses before sleeping */
-
-/*
- * An expert's weights are read once on each rank that has a row for it, which
- * costs about as much as computing that many rows: fewer are not given away.
- */
-
-#define EP_PIECE      8
-
-
-/*
- * Failure is sticky: `why` is written by the one that won `failing`, and read
- * only after `failed` was seen.
- */
 
 typedef struct {
-    _Atomic uint32_t   round;        /* meetings held; the futex */
-    _Atomic uint32_t   arrived;      /* ranks at the current meeting */
-    _Atomic uint32_t   failing;
-    _Atomic uint32_t   failed;
-    char               why[ERR_LEN];
-
+    ep_hub_t          *meet;
     uint32_t           ranks;
     uint32_t           max_rows;
     uint32_t           max_top_k;
     uint32_t           max_experts;
-    uint32_t           timeout_ms;
-    uint32_t           spin;
     _Atomic uint32_t   open;         /* exchanges not closed yet */
-    _Atomic uint32_t  *came;         /* [ranks] the last meeting of each */
     ep_send_t         *send;         /* [ranks] what each shows */
-} ep_hub_t;
+} ep_host_all_t;
 
 
 typedef struct {
     ep_exchange_t   ex;              /* first: the two are cast */
-    ep_hub_t       *hub;
+    ep_host_all_t  *all;
+    ep_share_t      share;
     int             dispatched;
     uint32_t       *offset;          /* [max_experts + 1], by slot */
-    uint32_t       *total;           /* [max_experts] pairs of all ranks */
-    uint32_t       *begin;           /* [max_experts] first that is ours */
-    uint32_t       *mine;            /* [max_experts] how many are */
     uint32_t       *at;              /* [max_experts] where they go */
-    uint64_t       *busy;            /* [ranks] pairs given so far */
-    uint32_t       *share;           /* [ranks] of one expert's homes */
     const float   **x;               /* [max pairs] */
     float         **y;
 } ep_host_t;
 
 
-static ep_host_t *ep_host_rank(ep_hub_t *hub, uint32_t rank);
+static ep_host_t *ep_host_rank(ep_host_all_t *all, uint32_t rank);
 static void ep_host_rank_free(ep_host_t *h);
-static void ep_hub_free(ep_hub_t *hub);
+static void ep_host_all_free(ep_host_all_t *all);
 static int ep_host_dispatch(ep_exchange_t *ex, const ep_send_t *send,
     be_pairs_t *pairs, char *err);
 static int ep_host_check(ep_host_t *h, const ep_send_t *send, char *err);
-static void ep_host_count(ep_host_t *h, const ep_placement_t *p);
-static void ep_host_share(ep_host_t *h, const ep_placement_t *p);
-static void ep_host_split(ep_host_t *h, const ep_placement_t *p, uint32_t e);
 static void ep_host_collect(ep_host_t *h, const ep_placement_t *p);
 static int ep_host_combine(ep_exchange_t *ex, char *err);
 static int ep_host_barrier(ep_exchange_t *ex, char *err);
-static int ep_host_meet(ep_host_t *h, const char *what, char *err);
-static int ep_host_wait(ep_host_t *h, uint32_t round, const char *what,
-    char *err);
-static void ep_host_late(ep_host_t *h, uint32_t round, const char *what);
-static void ep_hub_fail(ep_hub_t *hub, const char *why);
-static int ep_hub_status(ep_hub_t *hub, char *err);
 static void ep_host_abort(ep_exchange_t *ex);
 static void ep_host_close(ep_exchange_t *ex);
 
@@ -101,10 +56,9 @@ int
 ep_host_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
     uint32_t max_top_k, uint32_t max_experts, uint32_t timeout_ms, char *err)
 {
-    uint32_t    r;
-    cpu_set_t   set;
-    ep_hub_t   *hub;
-    ep_host_t  *h;
+    uint32_t        r;
+    ep_host_t      *h;
+    ep_host_all_t  *all;
 
     if (ranks == 0 || ranks > EP_RANKS_MAX) {
         snprintf(err, ERR_LEN, "%u ranks: 1 to %u are possible", ranks,
@@ -118,34 +72,25 @@ ep_host_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
         return -1;
     }
 
-    hub = calloc(1, sizeof(ep_hub_t));
-    if (hub == NULL) {
+    all = calloc(1, sizeof(ep_host_all_t));
+    if (all == NULL) {
         goto nomem;
     }
 
-    hub->ranks = ranks;
-    hub->max_rows = max_rows;
-    hub->max_top_k = max_top_k;
-    hub->max_experts = max_experts;
-    hub->timeout_ms = timeout_ms;
-    hub->came = calloc(ranks, sizeof(*hub->came));
-    hub->send = calloc(ranks, sizeof(ep_send_t));
+    all->ranks = ranks;
+    all->max_rows = max_rows;
+    all->max_top_k = max_top_k;
+    all->max_experts = max_experts;
+    all->meet = ep_hub_open(ranks, 0, timeout_ms);
+    all->send = calloc(ranks, sizeof(ep_send_t));
 
-    if (hub->came == NULL || hub->send == NULL) {
-        ep_hub_free(hub);
+    if (all->meet == NULL || all->send == NULL) {
+        ep_host_all_free(all);
         goto nomem;
-    }
-
-    /* spinning only takes the processor from those that are waited for */
-
-    if (sched_getaffinity(0, sizeof(set), &set) == 0
-        && CPU_COUNT(&set) >= (int) ranks)
-    {
-        hub->spin = EP_SPIN;
     }
 
     for (r = 0; r < ranks; r++) {
-        h = ep_host_rank(hub, r);
+        h = ep_host_rank(all, r);
 
         if (h == NULL) {
             while (r-- > 0) {
@@ -153,14 +98,14 @@ ep_host_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
                 ex[r] = NULL;
             }
 
-            ep_hub_free(hub);
+            ep_host_all_free(all);
             goto nomem;
         }
 
         ex[r] = &h->ex;
     }
 
-    atomic_store(&hub->open, ranks);
+    atomic_store(&all->open, ranks);
 
     return 0;
 
@@ -173,7 +118,7 @@ nomem:
 
 
 static ep_host_t *
-ep_host_rank(ep_hub_t *hub, uint32_t rank)
+ep_host_rank(ep_host_all_t *all, uint32_t rank)
 {
     size_t      pairs;
     ep_host_t  *h;
@@ -185,22 +130,16 @@ ep_host_rank(ep_hub_t *hub, uint32_t rank)
 
     /* every row of every rank may want this rank's experts only */
 
-    pairs = (size_t) hub->ranks * hub->max_rows * hub->max_top_k + 1;
+    pairs = (size_t) all->ranks * all->max_rows * all->max_top_k + 1;
 
-    h->hub = hub;
-    h->offset = calloc((size_t) hub->max_experts + 1, sizeof(uint32_t));
-    h->total = calloc((size_t) hub->max_experts + 1, sizeof(uint32_t));
-    h->begin = calloc((size_t) hub->max_experts + 1, sizeof(uint32_t));
-    h->mine = calloc((size_t) hub->max_experts + 1, sizeof(uint32_t));
-    h->at = calloc((size_t) hub->max_experts + 1, sizeof(uint32_t));
-    h->busy = calloc(hub->ranks, sizeof(uint64_t));
-    h->share = calloc(hub->ranks, sizeof(uint32_t));
+    h->all = all;
+    h->offset = calloc((size_t) all->max_experts + 1, sizeof(uint32_t));
+    h->at = calloc((size_t) all->max_experts + 1, sizeof(uint32_t));
     h->x = calloc(pairs, sizeof(*h->x));
     h->y = calloc(pairs, sizeof(*h->y));
 
-    if (h->offset == NULL || h->total == NULL || h->begin == NULL
-        || h->mine == NULL || h->at == NULL || h->busy == NULL
-        || h->share == NULL || h->x == NULL || h->y == NULL)
+    if (ep_share_open(&h->share, all->ranks, all->max_experts) != 0
+        || h->offset == NULL || h->at == NULL || h->x == NULL || h->y == NULL)
     {
         ep_host_rank_free(h);
         return NULL;
@@ -208,7 +147,7 @@ ep_host_rank(ep_hub_t *hub, uint32_t rank)
 
     h->ex.name = "host";
     h->ex.rank = rank;
-    h->ex.ranks = hub->ranks;
+    h->ex.ranks = all->ranks;
     h->ex.dispatch = ep_host_dispatch;
     h->ex.combine = ep_host_combine;
     h->ex.barrier = ep_host_barrier;
@@ -222,13 +161,9 @@ ep_host_rank(ep_hub_t *hub, uint32_t rank)
 static void
 ep_host_rank_free(ep_host_t *h)
 {
+    ep_share_close(&h->share);
     free(h->offset);
-    free(h->total);
-    free(h->begin);
-    free(h->mine);
     free(h->at);
-    free(h->busy);
-    free(h->share);
     free(h->x);
     free(h->y);
     free(h);
@@ -236,11 +171,11 @@ ep_host_rank_free(ep_host_t *h)
 
 
 static void
-ep_hub_free(ep_hub_t *hub)
+ep_host_all_free(ep_host_all_t *all)
 {
-    free(hub->came);
-    free(hub->send);
-    free(hub);
+    ep_hub_close(all->meet);
+    free(all->send);
+    free(all);
 }
 
 
@@ -248,31 +183,30 @@ static int
 ep_host_dispatch(ep_exchange_t *ex, const ep_send_t *send, be_pairs_t *pairs,
     char *err)
 {
-    ep_hub_t   *hub;
-    ep_host_t  *h;
+    ep_host_t      *h;
+    ep_host_all_t  *all;
 
     h = (ep_host_t *) ex;
-    hub = h->hub;
+    all = h->all;
 
     /* others may still look at what a failed exchange has shown them */
 
-    if (ep_hub_status(hub, err) != 0) {
+    if (ep_hub_status(all->meet, err) != 0) {
         return -1;
     }
 
     if (ep_host_check(h, send, err) != 0) {
-        ep_hub_fail(hub, err);
+        ep_hub_fail(all->meet, err);
         return -1;
     }
 
-    hub->send[ex->rank] = *send;
+    all->send[ex->rank] = *send;
 
-    if (ep_host_meet(h, "dispatch", err) != 0) {
+    if (ep_hub_meet(all->meet, ex->rank, "dispatch", NULL, NULL, err) != 0) {
         return -1;
     }
 
-    ep_host_count(h, send->placement);
-    ep_host_share(h, send->placement);
+    ep_share_out(&h->share, send->placement, all->send);
     ep_host_collect(h, send->placement);
 
     pairs->n_experts = send->placement->count[ex->rank];
@@ -293,10 +227,10 @@ static int
 ep_host_check(ep_host_t *h, const ep_send_t *send, char *err)
 {
     size_t                 i, n;
-    ep_hub_t              *hub;
+    ep_host_all_t         *all;
     const ep_placement_t  *p;
 
-    hub = h->hub;
+    all = h->all;
     p = send->placement;
 
     if (h->dispatched) {
@@ -305,9 +239,9 @@ ep_host_check(ep_host_t *h, const ep_send_t *send, char *err)
         return -1;
     }
 
-    if (p->ranks != hub->ranks || p->experts > hub->max_experts
-        || p->count[h->ex.rank] > hub->max_experts
-        || send->rows > hub->max_rows || send->top_k > hub->max_top_k)
+    if (p->ranks != all->ranks || p->experts > all->max_experts
+        || p->count[h->ex.rank] > all->max_experts
+        || send->rows > all->max_rows || send->top_k > all->max_top_k)
     {
         snprintf(err, ERR_LEN, "rank %u: dispatch of %u rows to %u experts "
                  "each is more than the exchange was made for", h->ex.rank,
@@ -329,143 +263,40 @@ ep_host_check(ep_host_t *h, const ep_send_t *send, char *err)
 }
 
 
-/*
- * Rows go to experts by a counting sort of all ranks' pairs (row, expert).
- * What depends on all pairs each rank works out for itself, alike.
- */
-
-static void
-ep_host_count(ep_host_t *h, const ep_placement_t *p)
-{
-    size_t            i, n;
-    uint32_t          r;
-    const ep_send_t  *s;
-
-    memset(h->total, 0, p->experts * sizeof(uint32_t));
-
-    for (r = 0; r < h->hub->ranks; r++) {
-        s = &h->hub->send[r];
-        n = (size_t) s->rows * s->top_k;
-
-        for (i = 0; i < n; i++) {
-            h->total[s->id[i]]++;
-        }
-    }
-}
-
-
-/* Which of each expert's pairs are this rank's: a run of them. */
-
-static void
-ep_host_share(ep_host_t *h, const ep_placement_t *p)
-{
-    uint32_t  e, i, n, me;
-
-    me = h->ex.rank;
-    memset(h->busy, 0, p->ranks * sizeof(uint64_t));
-
-    for (e = 0; e < p->experts; e++) {
-        n = p->first[e + 1] - p->first[e];
-        h->begin[e] = 0;
-        h->mine[e] = 0;
-
-        for (i = p->first[e]; i < p->first[e + 1]; i++) {
-            h->busy[p->rank[i]] += h->total[e] / n;
-            h->mine[e] = (n == 1 && p->rank[i] == me) ? h->total[e] : 0;
-        }
-    }
-
-    for (e = 0; e < p->experts; e++) {
-        if (p->first[e + 1] > p->first[e] + 1 && h->total[e] > 0) {
-            ep_host_split(h, p, e);
-        }
-    }
-}
-
-
-/*
- * Pairs of an expert with several homes, shared evenly so far, go there in
- * pieces, each to the home that has least to do.
- */
-
-static void
-ep_host_split(ep_host_t *h, const ep_placement_t *p, uint32_t e)
-{
-    uint32_t        k, n, best, left, piece, begin;
-    const uint8_t  *home;
-
-    home = p->rank + p->first[e];
-    n = p->first[e + 1] - p->first[e];
-    left = h->total[e];
-
-    piece = (left + 4 * n - 1) / (4 * n);
-    piece = (piece < EP_PIECE) ? EP_PIECE : piece;
-
-    for (k = 0; k < n; k++) {
-        h->busy[home[k]] -= left / n;
-        h->share[k] = 0;
-    }
-
-    while (left > 0) {
-
-        if (left < piece + EP_PIECE) {
-            piece = left;
-        }
-
-        for (best = 0, k = 1; k < n; k++) {
-            best = (h->busy[home[k]] < h->busy[home[best]]) ? k : best;
-        }
-
-        h->share[best] += piece;
-        h->busy[home[best]] += piece;
-        left -= piece;
-    }
-
-    for (begin = 0, k = 0; k < n; k++) {
-        if (home[k] == h->ex.rank) {
-            h->begin[e] = begin;
-            h->mine[e] = h->share[k];
-        }
-
-        begin += h->share[k];
-    }
-}
-
+/* A counting sort of the pairs that are ours, by slot. */
 
 static void
 ep_host_collect(ep_host_t *h, const ep_placement_t *p)
 {
     size_t            i, n;
-    uint32_t          e, r, j, at, sum, seen, slots;
+    uint32_t          e, r, j, at, sum, slots, me;
     const ep_send_t  *s;
     const uint32_t   *expert;
 
-    slots = p->count[h->ex.rank];
-    expert = p->expert + p->begin[h->ex.rank];
+    me = h->ex.rank;
+    slots = p->count[me];
+    expert = p->expert + p->begin[me];
     sum = 0;
 
     for (j = 0; j < slots; j++) {
         h->offset[j] = sum;
         h->at[expert[j]] = sum;
-        sum += h->mine[expert[j]];
+        sum += ep_share_count(&h->share, p, expert[j], me);
     }
 
     h->offset[slots] = sum;
 
-    /* counted anew, in the order of home rank and row */
+    ep_share_walk(&h->share, p);
 
-    memset(h->total, 0, p->experts * sizeof(uint32_t));
-
-    for (r = 0; r < h->hub->ranks; r++) {
-        s = &h->hub->send[r];
+    for (r = 0; r < h->all->ranks; r++) {
+        s = &h->all->send[r];
         n = (size_t) s->rows * s->top_k;
 
         for (i = 0; i < n; i++) {
             e = (uint32_t) s->id[i];
-            seen = h->total[e]++ - h->begin[e];
 
-            if (seen < h->mine[e]) {
-                at = h->at[e] + seen;
+            if (ep_share_next(&h->share, p, e) == me) {
+                at = h->at[e]++;
                 h->x[at] = s->x + i / s->top_k * s->hidden;
                 h->y[at] = s->contrib + i * s->hidden;
             }
@@ -483,183 +314,21 @@ ep_host_combine(ep_exchange_t *ex, char *err)
 
     if (!h->dispatched) {
         snprintf(err, ERR_LEN, "rank %u: combine without dispatch", ex->rank);
-        ep_hub_fail(h->hub, err);
+        ep_hub_fail(h->all->meet, err);
         return -1;
     }
 
     h->dispatched = 0;
 
-    return ep_host_meet(h, "combine", err);
+    return ep_hub_meet(h->all->meet, ex->rank, "combine", NULL, NULL, err);
 }
 
 
 static int
 ep_host_barrier(ep_exchange_t *ex, char *err)
 {
-    return ep_host_meet((ep_host_t *) ex, "barrier", err);
-}
-
-
-/*
- * The last to arrive opens the next round.  What a rank wrote before it came
- * is seen by all that leave: `arrived` chains the arrivals, `round` releases.
- */
-
-static int
-ep_host_meet(ep_host_t *h, const char *what, char *err)
-{
-    uint32_t   round;
-    ep_hub_t  *hub;
-
-    hub = h->hub;
-    round = atomic_load_explicit(&hub->round, memory_order_acquire);
-
-    if (ep_hub_status(hub, err) != 0) {
-        return -1;
-    }
-
-    atomic_store_explicit(&hub->came[h->ex.rank], round + 1,
-                          memory_order_relaxed);
-
-    if (atomic_fetch_add_explicit(&hub->arrived, 1, memory_order_acq_rel) + 1
-        < hub->ranks)
-    {
-        return ep_host_wait(h, round, what, err);
-    }
-
-    atomic_store_explicit(&hub->arrived, 0, memory_order_relaxed);
-    atomic_store_explicit(&hub->round, round + 1, memory_order_release);
-
-    if (hub->ranks > 1) {
-        syscall(SYS_futex, &hub->round, FUTEX_WAKE_PRIVATE, INT_MAX, NULL,
-                NULL, 0);
-    }
-
-    return ep_hub_status(hub, err);
-}
-
-
-static int
-ep_host_wait(ep_host_t *h, uint32_t round, const char *what, char *err)
-{
-    long              rc;
-    int64_t           left;
-    uint32_t          i;
-    ep_hub_t         *hub;
-    struct timespec   now, end, ts;
-
-    hub = h->hub;
-
-    for (i = 0; i < hub->spin; i++) {
-        if (atomic_load_explicit(&hub->round, memory_order_acquire) != round) {
-            return ep_hub_status(hub, err);
-        }
-
-#if defined(__x86_64__) || defined(__i386__)
-        __builtin_ia32_pause();
-#endif
-    }
-
-    clock_gettime(CLOCK_MONOTONIC, &end);
-    end.tv_sec += hub->timeout_ms / 1000;
-    end.tv_nsec += (long) (hub->timeout_ms % 1000) * 1000000;
-
-    for ( ;; ) {
-
-        if (atomic_load_explicit(&hub->round, memory_order_acquire) != round) {
-            return ep_hub_status(hub, err);
-        }
-
-        if (hub->timeout_ms != 0) {
-            clock_gettime(CLOCK_MONOTONIC, &now);
-            left = (int64_t) (end.tv_sec - now.tv_sec) * 1000000000
-                   + (end.tv_nsec - now.tv_nsec);
-
-            if (left <= 0) {
-                ep_host_late(h, round, what);
-                continue;
-            }
-
-            ts.tv_sec = left / 1000000000;
-            ts.tv_nsec = left % 1000000000;
-        }
-
-        rc = syscall(SYS_futex, &hub->round, FUTEX_WAIT_PRIVATE, round,
-                     hub->timeout_ms != 0 ? &ts : NULL, NULL, 0);
-
-        if (rc == -1 && errno != EAGAIN && errno != EINTR
-            && errno != ETIMEDOUT)
-        {
-            ep_hub_fail(hub, "the exchange cannot sleep: futex() failed");
-        }
-    }
-}
-
-
-/*
- * Names those that did not come.  One may arrive just now: then its meeting
- * succeeds and its next call fails.
- */
-
-static void
-ep_host_late(ep_host_t *h, uint32_t round, const char *what)
-{
-    int        n;
-    char       why[ERR_LEN];
-    uint32_t   r;
-    ep_hub_t  *hub;
-
-    hub = h->hub;
-    n = snprintf(why, sizeof(why), "no %s within %u ms from rank", what,
-                 hub->timeout_ms);
-
-    for (r = 0; r < hub->ranks && n < (int) sizeof(why) - 8; r++) {
-        if (atomic_load_explicit(&hub->came[r], memory_order_relaxed)
-            != round + 1)
-        {
-            n += snprintf(why + n, sizeof(why) - n, " %u", r);
-        }
-    }
-
-    ep_hub_fail(hub, why);
-}
-
-
-/*
- * Sleepers wait on `round` and must see it change, or they could miss the
- * wake: a failed exchange counts one more round.  So `failed` comes first,
- * and whoever sees a new round looks at it.
- */
-
-static void
-ep_hub_fail(ep_hub_t *hub, const char *why)
-{
-    if (atomic_exchange_explicit(&hub->failing, 1, memory_order_acq_rel)) {
-
-        while (atomic_load_explicit(&hub->failed, memory_order_acquire) == 0) {
-            sched_yield();
-        }
-
-        return;
-    }
-
-    snprintf(hub->why, sizeof(hub->why), "%s", why);
-    atomic_store_explicit(&hub->failed, 1, memory_order_release);
-    atomic_fetch_add_explicit(&hub->round, 1, memory_order_acq_rel);
-    syscall(SYS_futex, &hub->round, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL,
-            0);
-}
-
-
-static int
-ep_hub_status(ep_hub_t *hub, char *err)
-{
-    if (atomic_load_explicit(&hub->failed, memory_order_acquire) == 0) {
-        return 0;
-    }
-
-    snprintf(err, ERR_LEN, "%s", hub->why);
-    return -1;
+    return ep_hub_meet(((ep_host_t *) ex)->all->meet, ex->rank, "barrier",
+                       NULL, NULL, err);
 }
 
 
@@ -669,22 +338,22 @@ ep_host_abort(ep_exchange_t *ex)
     char  why[64];
 
     snprintf(why, sizeof(why), "rank %u left the exchange", ex->rank);
-    ep_hub_fail(((ep_host_t *) ex)->hub, why);
+    ep_hub_fail(((ep_host_t *) ex)->all->meet, why);
 }
 
 
 static void
 ep_host_close(ep_exchange_t *ex)
 {
-    ep_hub_t   *hub;
-    ep_host_t  *h;
+    ep_host_t      *h;
+    ep_host_all_t  *all;
 
     h = (ep_host_t *) ex;
-    hub = h->hub;
+    all = h->all;
 
     ep_host_rank_free(h);
 
-    if (atomic_fetch_sub_explicit(&hub->open, 1, memory_order_acq_rel) == 1) {
-        ep_hub_free(hub);
+    if (atomic_fetch_sub_explicit(&all->open, 1, memory_order_acq_rel) == 1) {
+        ep_host_all_free(all);
     }
 }
