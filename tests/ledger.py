@@ -2,6 +2,7 @@
 """llm-ledger report against sums made here: ledger.py build/llm-ledger"""
 
 import csv
+import fcntl
 import gzip
 import io
 import json
@@ -383,6 +384,105 @@ def refused(tmp):
           (1, True))
 
 
+def command(*args, rc=0):
+    p = subprocess.run([PROGRAM, *args], stdin=subprocess.DEVNULL,
+                       stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                       timeout=60)
+    err = p.stderr.decode()
+    check(args, (p.returncode, err), (rc, err))
+    return p.stdout.decode(), err
+
+
+def balances(tmp):
+    path = os.path.join(tmp, 'state')
+    state = ('--state', path)
+
+    def balance():
+        out, err = command('balance', *state)
+        return dict(l.rsplit(' ', 1) for l in out.splitlines()), err
+
+    _, err = command('credit', *state, 'alice', '1', rc=1)
+    assert 'No such file' in err and path in err, err
+    open(path, 'w').close()
+    check('nothing', balance(), ({}, ''))
+
+    # Exact sums, names of any bytes, no credit twice with one id.
+    for args, out in ((('alice', '5'), 'alice 5'),
+                      (('alice', '0.1'), 'alice 5.1'),
+                      (('alice', '0.2'), 'alice 5.3'),
+                      (('--', 'alice', '-5.300000001'),
+                       'alice -0.000000001'),
+                      (('b ob \x1b', '0'), 'b ob \x1b 0'),
+                      (('zoë%', '1000000000'), 'zoë% 1000000000')):
+        check(args, command('credit', *state, *args)[0], out + '\n')
+    command('credit', *state, '--id', 'pay-1', 'alice', '1')
+    _, err = command('credit', *state, '--id', 'pay-1', 'alice', '1', rc=1)
+    assert '"pay-1" is there already' in err, err
+    want = {'alice': '0.999999999', 'b ob ?': '0', 'zoë%': '1000000000'}
+    check('balances', balance(), (want, ''))
+    check('one', command('balance', *state, 'alice')[0],
+          'alice 0.999999999\n')
+    racing = [subprocess.Popen([PROGRAM, 'credit', *state, '--id', 'pay-2',
+                                'alice', '1'], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL) for _ in range(8)]
+    check('one of many', sorted(p.wait(60) for p in racing), [0] + [1] * 7)
+    want['alice'] = '1.999999999'
+
+    # A record that was cut off, and one that is glued to it.
+    with open(path, 'rb') as f:
+        whole = f.read()
+    lines = whole.splitlines(True)
+    with open(path, 'ab') as f:
+        f.write(lines[0][:-3])
+    got, err = balance()
+    check('cut off', got, want)
+    assert '0 damaged parts, 0 duplicates, %d bytes' \
+        % (len(lines[0]) - 3) in err, err
+    command('credit', *state, 'alice', '1')
+    want['alice'] = '2.999999999'
+    got, err = balance()
+    check('glued', got, want)
+    assert '%s: byte %d: ' % (path, len(whole)) in err, err
+    assert '1 damaged parts, 0 duplicates, 0 bytes' in err, err
+
+    # Made short: the same balances; not while another one has it open.
+    out, _ = command('compact', *state)
+    check('compact', out, '9 records became 3\n')
+    check('compacted', balance(), (want, ''))
+    with open(path, 'rb') as f:
+        check('lines', f.read().count(b'\n'), 3)
+    with open(path + '.old', 'rb') as f:
+        check('old', f.read(len(whole)), whole)
+    check('no rests', sorted(n for n in os.listdir(tmp)
+                             if n.startswith('state')),
+          ['state', 'state.old'])
+    with open(path) as f:
+        fcntl.flock(f, fcntl.LOCK_SH)
+        _, err = command('compact', *state, rc=1)
+        assert 'in use' in err, err
+        command('credit', *state, 'alice', '0')
+
+    for args, reason in (
+            (['credit', 'alice', '1'], '--state FILE is expected'),
+            (['credit', *state, 'alice'], 'a name and an amount'),
+            (['credit', *state, 'alice', 'x'], '"x" is no number'),
+            (['credit', *state, 'alice', '0.0000000001'], 'is no number'),
+            (['credit', *state, 'alice', '1000000001'], 'is no number'),
+            (['credit', *state, '', '1'], 'the name must have'),
+            (['credit', *state, 'x' * 257, '1'], 'the name must have'),
+            (['credit', *state, '--id', 'a b', 'alice', '1'],
+             'the name must have'),
+            (['balance', *state, '--id', 'x'], 'See llm-ledger balance'),
+            (['compact', *state, 'x'], '"x" is not expected')):
+        _, err = command(*args, rc=2)
+        assert reason in err, (args, err)
+    check('untouched', balance(), (want, ''))
+    for name in ('credit', 'balance', 'compact'):
+        assert '--state FILE' in command(name, '--help')[0]
+    _, err = command('balance', '--state', tmp, rc=1)
+    assert 'no regular file' in err, err
+
+
 def main():
     with tempfile.TemporaryDirectory() as tmp:
         for name, test in (
@@ -391,6 +491,7 @@ def main():
                 ('damaged lines', lambda: damaged(tmp)),
                 ('numbers at their edges', numbers_at_their_edges),
                 ('off-peak', off_peak),
+                ('balances', lambda: balances(tmp)),
                 ('refused', lambda: refused(tmp))):
             test()
             print('ok: ' + name)

@@ -19,6 +19,17 @@ $(BUILD)/tests/test_%: tests/unit/test_%.c $(BUILD)/libllm.a
 	@echo "CC $<"
 	$(Q)$(TEST_LINK) -lcmocka
 
+# The parts of llm-ledger that nginx's module has too.
+
+LEDGER_PART := $(patsubst %,$(BUILD)/src/ledger/ledger_%.o,decimal zone price \
+                 journal)
+
+$(BUILD)/tests/test_ledger_%: tests/unit/test_ledger_%.c $(LEDGER_PART)
+	@mkdir -p $(@D)
+	@echo "CC $<"
+	$(Q)$(CC) $(CFLAGS) -Isrc -Itests -MMD -MP $(LDFLAGS) -o $@ $< \
+	    $(LEDGER_PART) -lcmocka
+
 $(BUILD)/tests/scripted_engine: tests/scripted_engine.c \
         $(sort $(wildcard tests/scripted/*.[ch])) $(BUILD)/libllm.a
 	@mkdir -p $(@D)
@@ -142,6 +153,13 @@ $(BUILD)/fuzz/fuzz_%: tests/fuzz/fuzz_%.c $(wildcard engine/*/*.[ch])
 	@mkdir -p $(@D)
 	@echo "CC $<"
 	$(Q)$(FUZZ_CC) -o $@ $< $(FUZZ_SRC) $(LDLIBS)
+
+$(BUILD)/fuzz/fuzz_journal: tests/fuzz/fuzz_journal.c \
+                            $(wildcard src/ledger/*.[ch])
+	@mkdir -p $(@D)
+	@echo "CC $<"
+	$(Q)$(FUZZ_CC) -Isrc -o $@ $< \
+	    $(patsubst $(BUILD)/%.o,%.c,$(LEDGER_PART))
 
 check-fuzz:
 	$(call install,clang libclang-rt-14-dev)

@@ -2,14 +2,21 @@
  * What the files of llm-ledger share.
  *
  *     main.c              the commands
- *     ledger_decimal.c    exact decimal numbers
  *     ledger_usage.c      one line of a usage log
  *     ledger_read.c       files of such lines, plain or gzip
  *     ledger_sum.c        sums, one for each account, tier and model
  *     ledger_report.c     llm-ledger report
  *     ledger_print.c      its table, JSON and CSV
+ *     ledger_balance.c    llm-ledger credit, balance and compact
  *
- * Money is whole picodollars (10^-12 US dollars), which is what a token costs
+ * These have headers of their own, for nginx's module too:
+ *
+ *     ledger_decimal.c    exact decimal numbers
+ *     ledger_zone.c       time zones
+ *     ledger_price.c      prices, hours of a day, what a request costs
+ *     ledger_journal.c    the journal of balances
+ *
+ * A report's money is whole picodollars (10^-12 US dollars), which is what a token costs
  * at a price of one microdollar per million tokens: nothing is ever rounded
  * before it is printed.
  */
@@ -22,6 +29,8 @@
 #include <stdio.h>
 
 #include "json/json.h"
+#include "ledger_decimal.h"
+#include "ledger_price.h"
 
 
 #define LEDGER_EXIT_USAGE   2        /* exit status of a wrong command line */
@@ -30,34 +39,10 @@
 #define LEDGER_NAME         256      /* of a name, its end included */
 #define LEDGER_NAMES        1048576  /* of accounts, tiers or models */
 
-#define LEDGER_MICRO        6        /* decimal places of prices, nodes */
-#define LEDGER_PICO         12       /* of money */
-
-typedef __int128  ledger_int_t;
-
 
 /* "llm-ledger: …" on stderr. */
 void ledger_error(const char *fmt, ...)
     __attribute__((format(printf, 1, 2)));
-
-
-/*
- * A number without a sign as JSON writes it, times 10^places.  0, or -1 if
- * it is none, is above `max`, or has more places and would be rounded.
- */
-int ledger_decimal(const char *s, unsigned places, ledger_int_t max,
-    ledger_int_t *v);
-
-/*
- * The reverse, without zeros at its end, into `buf` of LEDGER_DIGITS bytes;
- * returns buf.  ledger_rounded() gives exactly `keep` places, half away from
- * zero, and commas between thousands.
- */
-#define LEDGER_DIGITS  64
-
-char *ledger_exact(char *buf, ledger_int_t v, unsigned places);
-char *ledger_rounded(char *buf, ledger_int_t v, unsigned places,
-    unsigned keep);
 
 
 /* One request.  Names are empty and counts 0 where the line has none. */
@@ -109,12 +94,6 @@ typedef struct {
     size_t         slots;
 } ledger_names_t;
 
-typedef struct {
-    ledger_int_t  hit;               /* picodollars for a token */
-    ledger_int_t  miss;
-    ledger_int_t  output;
-} ledger_price_t;
-
 void ledger_sum_add(ledger_sum_t *s, const ledger_usage_t *u);
 
 /* The revenue at `price`, NULL: as logged; -1 if it does not fit. */
@@ -141,7 +120,7 @@ typedef struct {
     int64_t         to;
 
     int             windowed;        /* off-peak minutes of the UTC day */
-    uint32_t        window[2];
+    ledger_hours_t  window;
     ledger_int_t    off_peak;        /* tokens */
 
     int             repriced;
@@ -162,5 +141,15 @@ int ledger_report(int argc, char **argv);
 void ledger_print_table(FILE *out, const ledger_report_t *r);
 void ledger_print_json(FILE *out, const ledger_report_t *r);
 void ledger_print_csv(FILE *out, const ledger_report_t *r);
+
+/* A name without control characters, those of two bytes too; its width. */
+int ledger_print_plain(FILE *out, const char *name);
+
+
+/* ledger_balance.c: the commands. */
+
+int ledger_credit(int argc, char **argv);
+int ledger_balances(int argc, char **argv);
+int ledger_compact(int argc, char **argv);
 
 #endif /* LEDGER_LEDGER_H */

@@ -9,7 +9,6 @@
 
 
 static void print_row(FILE *out, const char *name, const ledger_sum_t *s);
-static void print_plain(FILE *out, const char *name, int width);
 static void print_sum(FILE *out, const ledger_sum_t *s);
 static void print_string(FILE *out, const char *s);
 static void print_csv(FILE *out, const char *kind, const char *name,
@@ -92,10 +91,13 @@ ledger_print_table(FILE *out, const ledger_report_t *r)
 static void
 print_row(FILE *out, const char *name, const ledger_sum_t *s)
 {
+    int   width;
     char  requests[LEDGER_DIGITS], input[LEDGER_DIGITS], hit[LEDGER_DIGITS],
           miss[LEDGER_DIGITS], output[LEDGER_DIGITS], revenue[LEDGER_DIGITS];
 
-    print_plain(out, name[0] != '\0' ? name : "-", 24);
+    width = ledger_print_plain(out, name[0] != '\0' ? name : "-");
+
+    fprintf(out, "%*s", width < 24 ? 24 - width : 0, "");
 
     fprintf(out, " %14s %19s %19s %19s %19s %17s\n",
             ledger_rounded(requests, s->requests, 0, 0),
@@ -107,21 +109,19 @@ print_row(FILE *out, const char *name, const ledger_sum_t *s)
 }
 
 
-/*
- * Names come from clients: control characters, those of two bytes too, must
- * not reach a terminal.
- */
+/* Names come from clients, and must not reach a terminal as they are. */
 
-static void
-print_plain(FILE *out, const char *name, int width)
+int
+ledger_print_plain(FILE *out, const char *name)
 {
+    int                   width;
     size_t                n;
     const char           *end;
     const unsigned char  *p;
 
     end = name + strlen(name);
 
-    for ( /* void */ ; name < end; name += n, width--) {
+    for (width = 0; name < end; name += n, width++) {
         p = (const unsigned char *) name;
         n = json_utf8_length(name, end);
 
@@ -137,9 +137,7 @@ print_plain(FILE *out, const char *name, int width)
         }
     }
 
-    for ( /* void */ ; width > 0; width--) {
-        fputc(' ', out);
-    }
+    return width;
 }
 
 

@@ -24,8 +24,6 @@ typedef struct {
 static int report_options(report_t *rep, int argc, char **argv);
 static int report_pairs(const char *option, const char *text,
     const char *const *names, ledger_int_t *values, unsigned *seen);
-static int report_window(const char *text, uint32_t *window);
-static int report_minute(const char **text, uint32_t *minute);
 static int report_format(report_t *rep, const char *text);
 static int report_add(void *data, const ledger_usage_t *u);
 static int report_named(report_t *rep, int kind, const char *name,
@@ -178,7 +176,7 @@ report_options(report_t *rep, int argc, char **argv)
             break;
 
         case 'o':
-            if (report_window(optarg, rep->r.window) != 0) {
+            if (ledger_hours_parse(optarg, &rep->r.window) != 0) {
                 ledger_error("--off-peak \"%s\" is not HH:MM-HH:MM", optarg);
                 return LEDGER_EXIT_USAGE;
             }
@@ -273,45 +271,6 @@ report_pairs(const char *option, const char *text, const char *const *names,
 
 
 static int
-report_window(const char *text, uint32_t *window)
-{
-    return report_minute(&text, &window[0]) != 0 || *text++ != '-'
-           || report_minute(&text, &window[1]) != 0 || *text != '\0'
-           || window[0] == window[1]
-           ? -1 : 0;
-}
-
-
-static int
-report_minute(const char **text, uint32_t *minute)
-{
-    int          i;
-    uint32_t     h, m;
-    const char  *s;
-
-    s = *text;
-
-    for (i = 0; i < 5; i++) {
-        if (i == 2 ? s[i] != ':' : s[i] < '0' || s[i] > '9') {
-            return -1;
-        }
-    }
-
-    h = (uint32_t) ((s[0] - '0') * 10 + (s[1] - '0'));
-    m = (uint32_t) ((s[3] - '0') * 10 + (s[4] - '0'));
-
-    if (h > 23 || m > 59) {
-        return -1;
-    }
-
-    *minute = h * 60 + m;
-    *text = s + 5;
-
-    return 0;
-}
-
-
-static int
 report_format(report_t *rep, const char *text)
 {
     size_t  i;
@@ -339,7 +298,6 @@ report_format(report_t *rep, const char *text)
 static int
 report_add(void *data, const ledger_usage_t *u)
 {
-    int64_t           minute;
     report_t         *rep;
     ledger_report_t  *r;
 
@@ -356,15 +314,8 @@ report_add(void *data, const ledger_usage_t *u)
 
     ledger_sum_add(&r->total, u);
 
-    if (r->windowed) {
-        minute = ((u->time % 86400 + 86400) % 86400) / 60;
-
-        if (r->window[0] < r->window[1]
-            ? minute >= r->window[0] && minute < r->window[1]
-            : minute >= r->window[0] || minute < r->window[1])
-        {
-            r->off_peak += (ledger_int_t) u->prompt + u->completion;
-        }
+    if (r->windowed && ledger_hours_has(&r->window, NULL, u->time)) {
+        r->off_peak += (ledger_int_t) u->prompt + u->completion;
     }
 
     return report_named(rep, LEDGER_ACCOUNTS, u->account, u) != 0

@@ -36,7 +36,6 @@ static int ledger_text(json_t *j, const usage_field_t *f, char *buf,
 static int ledger_time(const char *s, int64_t *time);
 static int ledger_number(const char **s, int digits, int min, int max,
     int *n);
-static int64_t ledger_days(int64_t year, int month, int day);
 
 
 static const usage_field_t  usage_fields[] = {
@@ -331,19 +330,4 @@ ledger_number(const char **s, int digits, int min, int max, int *n)
     }
 
     return *n < min || *n > max ? -1 : 0;
-}
-
-
-/* Since 1970; years begin in March, so that the leap day is the last one. */
-
-static int64_t
-ledger_days(int64_t year, int month, int day)
-{
-    int64_t  y;
-
-    y = month > 2 ? year : year - 1;
-
-    return y * 365 + y / 4 - y / 100 + y / 400
-           + (153 * (month > 2 ? month - 3 : month + 9) + 2) / 5
-           + day - 1 - 719468;
 }

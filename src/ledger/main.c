@@ -1,6 +1,6 @@
 /*
- * llm-ledger: what the usage logs of nginx add up to; one program, one
- * command word.
+ * llm-ledger: what the usage logs of nginx add up to, and the balances of
+ * accounts; one program, one command word.
  */
 
 #include <stdio.h>
@@ -22,6 +22,9 @@ static int main_usage(FILE *out, int status);
 static const main_command_t  main_commands[] = {
     { "report", "add up usage logs: tokens, revenue, cost, margin",
       ledger_report },
+    { "credit", "add to the balance of an account", ledger_credit },
+    { "balance", "print the balances of accounts", ledger_balances },
+    { "compact", "make the journal of balances short", ledger_compact },
     { NULL }
 };
 
