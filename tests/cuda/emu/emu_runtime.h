@@ -1,0 +1,52 @@
+/*
+ * Streams, events, graphs and memory behind the runtime interface; what
+ * emu_stream.cc and emu_memory.cc and others need of each other.
+ */
+
+#ifndef EMU_RUNTIME_H
+#define EMU_RUNTIME_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <functional>
+
+#include "cuda_runtime_api.h"
+
+
+typedef std::function<void()>  emu_op_t;
+
+
+/* Queues an operation, or adds it to the graph that the stream captures. */
+cudaError_t emu_queue(cudaStream_t stream, const char *what, emu_op_t op);
+
+/* Not while `stream` captures: the error, else 0. */
+cudaError_t emu_may_wait(cudaStream_t stream);
+int emu_captures(cudaStream_t stream);
+int emu_any_capture(void);
+
+/* Runs what is queued: on one stream, on all that block. */
+void emu_drain(cudaStream_t stream);
+void emu_drain_all(int blocking_only);
+
+/* Has what is queued on idle streams run, in threads of their own. */
+void emu_kick(void);
+
+/* Device and pinned memory: EMU_HOST means neither. */
+
+typedef enum { EMU_HOST, EMU_PINNED, EMU_DEVICE } emu_place_t;
+
+/* Where p lies; `left` is how many bytes from p on belong to it. */
+emu_place_t emu_place(const void *p, size_t *left);
+
+/* Ends the program if something wrote around an allocation. */
+void emu_check_memory(const char *after);
+void emu_memory_reset(void);
+
+cudaError_t emu_error(cudaError_t e);
+int emu_device(void);
+int emu_device_count(void);
+size_t emu_device_memory(void);
+int emu_device_sms(void);
+
+#endif /* EMU_RUNTIME_H */
