@@ -78,7 +78,7 @@ LEDGER_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard src/ledger/*.c)))
 
 $(BUILD)/llm-ledger: $(LEDGER_OBJ) $(LIB)
 	@echo "LD $@"
-	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -lcjson -lxxhash -lz
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -lcjson -lxxhash -lz -lcrypto
 
 # Serving the shipped model, or MODEL=DIR.
 

@@ -44,6 +44,7 @@
 typedef struct ngx_http_llm_ctx_s     ngx_http_llm_ctx_t;
 typedef struct ngx_http_llm_engine_s  ngx_http_llm_engine_t;
 typedef struct ngx_http_llm_choice_s  ngx_http_llm_choice_t;
+typedef struct ngx_http_llm_limits_s  ngx_http_llm_limits_t;
 
 
 typedef struct {
@@ -238,6 +239,7 @@ struct ngx_http_llm_ctx_s {
     ngx_http_llm_admission_e   admission;
     ngx_uint_t                 policy;     /* the step that is asked next */
     uint64_t                   bound;      /* most tokens that it may use */
+    ngx_http_llm_limits_t     *limits;     /* ngx_http_llm_limit.h */
     ngx_uint_t                 discount;   /* percent off its price */
     volatile uint64_t         *progress[NGX_HTTP_LLM_PROGRESS_MAX];
     ngx_uint_t                 nprogress;
@@ -257,6 +259,15 @@ struct ngx_http_llm_ctx_s {
 
 
 extern ngx_module_t  ngx_http_llm_module;
+
+
+/*
+ * ngx_http_llm_module.c.  ngx_http_llm_zone_param() parses "zone=NAME:SIZE";
+ * what is wrong was logged.
+ */
+
+char *ngx_http_llm_zone_param(ngx_conf_t *cf, ngx_str_t *value,
+    ngx_str_t *name, ssize_t *size);
 
 
 /* ngx_http_llm_variables.c */

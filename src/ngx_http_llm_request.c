@@ -3,6 +3,7 @@
  * out, whether it ended, failed or was left by the client.
  */
 
+#include "ngx_http_llm_accounts.h"
 #include "ngx_http_llm_policy.h"
 
 
@@ -61,6 +62,10 @@ ngx_http_llm_handler(ngx_http_request_t *r)
 
     ctx->engine = llcf->engine;
 
+    /* Access may have been refused first and granted after ("satisfy any"). */
+
+    ctx->error.status = 0;
+
     endpoint = ngx_http_llm_endpoint(r, &ctx->name);
 
     rc = ngx_http_llm_method(r, ctx, endpoint);
@@ -114,7 +119,8 @@ ngx_http_llm_handler(ngx_http_request_t *r)
 ngx_http_llm_ctx_t *
 ngx_http_llm_get_ctx(ngx_http_request_t *r)
 {
-    ngx_http_llm_ctx_t  *ctx;
+    ngx_http_llm_ctx_t      *ctx;
+    ngx_http_llm_account_t  *account;
 
     ctx = ngx_http_get_module_ctx(r, ngx_http_llm_module);
 
@@ -124,10 +130,18 @@ ngx_http_llm_get_ctx(ngx_http_request_t *r)
 
     ctx = ngx_pcalloc(r->pool, sizeof(ngx_http_llm_ctx_t));
 
-    if (ctx != NULL) {
-        ctx->request = r;
-        ngx_http_set_ctx(r, ctx, ngx_http_llm_module);
+    if (ctx == NULL) {
+        return NULL;
     }
+
+    ctx->request = r;
+    account = ngx_http_llm_account(r);
+
+    if (account != NULL) {
+        ctx->params.account = account->name;
+    }
+
+    ngx_http_set_ctx(r, ctx, ngx_http_llm_module);
 
     return ctx;
 }

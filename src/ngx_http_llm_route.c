@@ -18,8 +18,6 @@ static ngx_int_t ngx_http_llm_prefix_init_zone(ngx_shm_zone_t *shm_zone,
     void *data);
 static char *ngx_http_llm_prefix_zone_param(ngx_conf_t *cf,
     ngx_http_llm_prefix_t *zone, ngx_str_t *value);
-static char *ngx_http_llm_prefix_zone_name(ngx_conf_t *cf, ngx_str_t *value,
-    ngx_str_t *name, ssize_t *size);
 static char *ngx_http_llm_route_param(ngx_conf_t *cf,
     ngx_http_llm_loc_conf_t *llcf, ngx_str_t *value);
 static ngx_int_t ngx_http_llm_route_prompt(ngx_http_llm_ctx_t *ctx,
@@ -53,7 +51,7 @@ ngx_http_llm_prefix_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     for (i = 1; i < cf->args->nelts; i++) {
 
         if (ngx_strncmp(value[i].data, "zone=", 5) == 0) {
-            rv = ngx_http_llm_prefix_zone_name(cf, &value[i], &name, &size);
+            rv = ngx_http_llm_zone_param(cf, &value[i], &name, &size);
 
         } else {
             rv = ngx_http_llm_prefix_zone_param(cf, zone, &value[i]);
@@ -91,46 +89,6 @@ ngx_http_llm_prefix_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     }
 
     *zp = shm_zone;
-
-    return NGX_CONF_OK;
-}
-
-
-static char *
-ngx_http_llm_prefix_zone_name(ngx_conf_t *cf, ngx_str_t *value,
-    ngx_str_t *name, ssize_t *size)
-{
-    u_char     *p;
-    ngx_str_t   s;
-
-    name->data = value->data + 5;
-
-    p = (u_char *) ngx_strchr(name->data, ':');
-
-    if (p == NULL || p == name->data) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid zone size \"%V\"",
-                           value);
-        return NGX_CONF_ERROR;
-    }
-
-    name->len = p - name->data;
-
-    s.data = p + 1;
-    s.len = value->data + value->len - s.data;
-
-    *size = ngx_parse_size(&s);
-
-    if (*size == NGX_ERROR) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid zone size \"%V\"",
-                           value);
-        return NGX_CONF_ERROR;
-    }
-
-    if (*size < (ssize_t) (8 * ngx_pagesize)) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "zone \"%V\" is too small",
-                           value);
-        return NGX_CONF_ERROR;
-    }
 
     return NGX_CONF_OK;
 }

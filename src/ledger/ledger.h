@@ -8,6 +8,7 @@
  *     ledger_report.c     llm-ledger report
  *     ledger_print.c      its table, JSON and CSV
  *     ledger_balance.c    llm-ledger credit, balance and compact
+ *     ledger_key.c        llm-ledger key
  *
  * These have headers of their own, for nginx's module too:
  *
@@ -137,6 +138,7 @@ typedef struct {
 } ledger_report_t;
 
 int ledger_report(int argc, char **argv);
+int ledger_key(int argc, char **argv);
 
 void ledger_print_table(FILE *out, const ledger_report_t *r);
 void ledger_print_json(FILE *out, const ledger_report_t *r);

@@ -1,6 +1,6 @@
 /*
- * llm-ledger: what the usage logs of nginx add up to, and the balances of
- * accounts; one program, one command word.
+ * llm-ledger: API keys, the balances of accounts, and what the usage logs of
+ * nginx add up to; one program, one command word.
  */
 
 #include <stdio.h>
@@ -25,6 +25,7 @@ static const main_command_t  main_commands[] = {
     { "credit", "add to the balance of an account", ledger_credit },
     { "balance", "print the balances of accounts", ledger_balances },
     { "compact", "make the journal of balances short", ledger_compact },
+    { "key", "make an API key for an account", ledger_key },
     { NULL }
 };
 
