@@ -241,6 +241,7 @@ struct ngx_http_llm_ctx_s {
     uint64_t                   bound;      /* most tokens that it may use */
     ngx_http_llm_limits_t     *limits;     /* ngx_http_llm_limit.h */
     ngx_uint_t                 discount;   /* percent off its price */
+    time_t                     end;        /* when it was settled */
     volatile uint64_t         *progress[NGX_HTTP_LLM_PROGRESS_MAX];
     ngx_uint_t                 nprogress;
 

@@ -108,6 +108,7 @@ ngx_http_llm_policy_done(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
     }
 
     ctx->settled = 1;
+    ctx->end = ngx_time();
     ctx->nprogress = 0;
 
     lmcf = ngx_http_get_module_main_conf(r, ngx_http_llm_module);

@@ -76,9 +76,9 @@ ledger_price_cost(const ledger_price_t *price,
 {
     ledger_int_t  sum;
 
-    sum = hit * price->hit * percent->hit
-          + miss * price->miss * percent->miss
-          + output * price->output * percent->output;
+    sum = (ledger_int_t) hit * price->hit * percent->hit
+          + (ledger_int_t) miss * price->miss * percent->miss
+          + (ledger_int_t) output * price->output * percent->output;
 
     sum = (sum * percent->all + PRICE_UNIT / 2) / PRICE_UNIT;
 

@@ -17,12 +17,12 @@
 
 #define LEDGER_PERCENT_MAX  1000
 #define LEDGER_TOKENS_MAX   INT64_MAX    /* of one kind */
-#define LEDGER_PRICE_MAX    ((ledger_int_t) 1000000 * 1000000)
+#define LEDGER_PRICE_MAX    (INT64_C(1000000) * 1000000)
 
 typedef struct {
-    ledger_int_t  hit;
-    ledger_int_t  miss;
-    ledger_int_t  output;
+    int64_t       hit;
+    int64_t       miss;
+    int64_t       output;
 } ledger_price_t;
 
 /* Of a day, in local time: minutes from `from` on, before `to`. */

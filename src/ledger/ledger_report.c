@@ -124,9 +124,9 @@ report_options(report_t *rep, int argc, char **argv)
             }
 
             rep->r.repriced = 1;
-            rep->r.price.hit = v[0];
-            rep->r.price.miss = v[1];
-            rep->r.price.output = v[2];
+            rep->r.price.hit = (int64_t) v[0];
+            rep->r.price.miss = (int64_t) v[1];
+            rep->r.price.output = (int64_t) v[2];
             break;
 
         case 'n':

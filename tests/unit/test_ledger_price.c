@@ -16,7 +16,7 @@
 
 
 static int64_t
-cost(ledger_int_t hit, ledger_int_t miss, ledger_int_t output, uint32_t all,
+cost(int64_t hit, int64_t miss, int64_t output, uint32_t all,
     uint64_t nhit, uint64_t nmiss, uint64_t noutput)
 {
     ledger_price_t    price;
@@ -115,9 +115,9 @@ test_random(void **unused)
     state = 1;
 
     for (i = 0; i < 100000; i++) {
-        price.hit = random_next(&state) % 100000000;
-        price.miss = random_next(&state) % 100000000;
-        price.output = random_next(&state) % 100000000;
+        price.hit = (int64_t) (random_next(&state) % 100000000);
+        price.miss = (int64_t) (random_next(&state) % 100000000);
+        price.output = (int64_t) (random_next(&state) % 100000000);
         percent.hit = random_next(&state) % 201;
         percent.miss = random_next(&state) % 201;
         percent.output = random_next(&state) % 201;
@@ -130,9 +130,9 @@ test_random(void **unused)
         got = ledger_price_cost(&price, &percent, tokens[0], tokens[1],
                                 tokens[2]);
 
-        exact = (price.hit * percent.hit * tokens[0]
-                 + price.miss * percent.miss * tokens[1]
-                 + price.output * percent.output * tokens[2]) * percent.all;
+        exact = ((ledger_int_t) price.hit * percent.hit * tokens[0]
+                 + (ledger_int_t) price.miss * percent.miss * tokens[1]
+                 + (ledger_int_t) price.output * percent.output * tokens[2]) * percent.all;
         rest = exact - (ledger_int_t) got * 10000000;
 
         assert_true(rest >= -5000000 && rest < 5000000);
