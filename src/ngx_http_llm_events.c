@@ -2,10 +2,12 @@
  * Events: what an engine says about requests, checked and dispatched.
  *
  * A record that the protocol does not allow ends the lane; a record about a
- * request that was cancelled only moves its id on.
+ * request that was cancelled only moves its id on.  What an event means for a
+ * choice is the same when it is played again (ngx_http_llm_reply.h).
  */
 
 #include "ngx_http_llm_policy.h"
+#include "ngx_http_llm_reply.h"
 
 
 #define NGX_HTTP_LLM_RECORDS_TURN  4096    /* then other events get a turn */
@@ -25,7 +27,7 @@ static ngx_int_t ngx_http_llm_lane_error(ngx_http_llm_seq_t *seq,
     const chan_record_t *rec, char *err);
 static void ngx_http_llm_lane_blame(ngx_http_llm_ctx_t *ctx,
     const chan_error_view_t *view);
-static void ngx_http_llm_lane_tally(ngx_http_llm_choice_t *choice,
+static void ngx_http_llm_lane_times(ngx_http_llm_choice_t *choice,
     const chan_finish_t *finish);
 
 
@@ -150,7 +152,6 @@ static ngx_int_t
 ngx_http_llm_lane_accepted(ngx_http_llm_seq_t *seq, const chan_record_t *rec,
     char *err)
 {
-    ngx_http_llm_ctx_t     *ctx;
     ngx_http_llm_choice_t  *choice;
     const chan_accepted_t  *accepted;
 
@@ -171,10 +172,27 @@ ngx_http_llm_lane_accepted(ngx_http_llm_seq_t *seq, const chan_record_t *rec,
         return NGX_OK;
     }
 
+    ngx_http_llm_choice_accepted(choice, accepted);
+    ngx_http_llm_route_accepted(choice);
+
+    if (choice->ctx->reply != NULL) {
+        ngx_http_llm_reply_keep(choice, rec);
+    }
+
+    ngx_http_llm_lane_ready(seq->engine, choice->ctx);
+
+    return NGX_OK;
+}
+
+
+void
+ngx_http_llm_choice_accepted(ngx_http_llm_choice_t *choice,
+    const chan_accepted_t *accepted)
+{
+    ngx_http_llm_ctx_t  *ctx;
+
     ctx = choice->ctx;
     choice->accepted = *accepted;
-
-    ngx_http_llm_route_accepted(choice);
 
     if (choice->nth == 0) {
         ctx->prompt_tokens += accepted->prompt_tokens;
@@ -190,9 +208,6 @@ ngx_http_llm_lane_accepted(ngx_http_llm_seq_t *seq, const chan_record_t *rec,
     }
 
     ngx_http_llm_render_accepted(choice);
-    ngx_http_llm_lane_ready(seq->engine, ctx);
-
-    return NGX_OK;
 }
 
 
@@ -223,25 +238,11 @@ ngx_http_llm_lane_delta(ngx_http_llm_seq_t *seq, const chan_record_t *rec,
 
     ctx = choice->ctx;
 
-    if (view.delta->kind != CHAN_ECHO) {
+    ngx_http_llm_choice_delta(choice, &view);
 
-        if (!ctx->first && view.delta->n_tokens != 0) {
-            ctx->first = 1;
-            ctx->ttft_us = (uint64_t) (ngx_current_msec - ctx->start) * 1000;
-        }
-
-        ctx->completion_tokens += view.delta->n_tokens;
-
-        if (view.delta->kind == CHAN_REASONING) {
-            ctx->reasoning_tokens += view.delta->n_tokens;
-        }
-
-        choice->finish.completion_tokens += view.delta->n_tokens;
-
-        ngx_http_llm_policy_progress(ctx);
+    if (ctx->reply != NULL) {
+        ngx_http_llm_reply_keep(choice, rec);
     }
-
-    ngx_http_llm_render_delta(choice, &view);
 
     /*
      * A stream's bytes count until the client has taken them; for a JSON body
@@ -258,6 +259,36 @@ ngx_http_llm_lane_delta(ngx_http_llm_seq_t *seq, const chan_record_t *rec,
     ngx_http_llm_lane_ready(seq->engine, ctx);
 
     return NGX_OK;
+}
+
+
+void
+ngx_http_llm_choice_delta(ngx_http_llm_choice_t *choice,
+    const chan_delta_view_t *view)
+{
+    ngx_http_llm_ctx_t  *ctx;
+
+    ctx = choice->ctx;
+
+    if (view->delta->kind != CHAN_ECHO) {
+
+        if (!ctx->first && view->delta->n_tokens != 0) {
+            ctx->first = 1;
+            ctx->ttft_us = (uint64_t) (ngx_current_msec - ctx->start) * 1000;
+        }
+
+        ctx->completion_tokens += view->delta->n_tokens;
+
+        if (view->delta->kind == CHAN_REASONING) {
+            ctx->reasoning_tokens += view->delta->n_tokens;
+        }
+
+        choice->finish.completion_tokens += view->delta->n_tokens;
+
+        ngx_http_llm_policy_progress(ctx);
+    }
+
+    ngx_http_llm_render_delta(choice, view);
 }
 
 
@@ -289,8 +320,13 @@ ngx_http_llm_lane_finish(ngx_http_llm_seq_t *seq, const chan_record_t *rec,
 
     ctx = choice->ctx;
 
-    ngx_http_llm_lane_tally(choice, finish);
-    ngx_http_llm_render_finish(choice);
+    ngx_http_llm_choice_finish(choice, finish);
+    ngx_http_llm_lane_times(choice, finish);
+
+    if (ctx->reply != NULL) {
+        ngx_http_llm_reply_keep(choice, rec);
+    }
+
     ngx_http_llm_seq_release(seq);
 
     ctx->nactive--;
@@ -298,6 +334,45 @@ ngx_http_llm_lane_finish(ngx_http_llm_seq_t *seq, const chan_record_t *rec,
     ngx_http_llm_lane_ready(ctx->engine, ctx);
 
     return NGX_OK;
+}
+
+
+/* Usage; what was counted until then were estimates. */
+
+void
+ngx_http_llm_choice_finish(ngx_http_llm_choice_t *choice,
+    const chan_finish_t *finish)
+{
+    ngx_http_llm_ctx_t  *ctx;
+
+    static const char *const  names[] = {
+        NULL, "stop", "length", "cancelled", "tool_calls"
+    };
+
+    ctx = choice->ctx;
+
+    ctx->completion_tokens -= choice->finish.completion_tokens;
+    ctx->completion_tokens += finish->completion_tokens;
+
+    /* More may have been found than when the request was accepted. */
+
+    if (choice->nth == 0
+        && finish->cached_tokens > choice->accepted.cached_tokens)
+    {
+        ctx->cached_tokens += finish->cached_tokens
+                              - choice->accepted.cached_tokens;
+    }
+
+    choice->finish = *finish;
+    choice->reason = finish->reason;
+
+    ctx->reason = names[finish->reason];
+
+    if (ctx->nchoices == 1) {
+        ctx->reasoning_tokens = finish->reasoning_tokens;
+    }
+
+    ngx_http_llm_render_finish(choice);
 }
 
 
@@ -373,40 +448,18 @@ ngx_http_llm_lane_blame(ngx_http_llm_ctx_t *ctx,
 }
 
 
-/* Usage and times; those of the first choice's tokens were estimates. */
+/* Of the engine's clock, which knows better; the slowest choice counts. */
 
 static void
-ngx_http_llm_lane_tally(ngx_http_llm_choice_t *choice,
+ngx_http_llm_lane_times(ngx_http_llm_choice_t *choice,
     const chan_finish_t *finish)
 {
     uint64_t             tpot;
     ngx_http_llm_ctx_t  *ctx;
 
-    static const char *const  names[] = {
-        NULL, "stop", "length", "cancelled", "tool_calls"
-    };
-
     ctx = choice->ctx;
 
-    ctx->completion_tokens -= choice->finish.completion_tokens;
-    ctx->completion_tokens += finish->completion_tokens;
-
-    /* More may have been found than when the request was accepted. */
-
-    if (choice->nth == 0
-        && finish->cached_tokens > choice->accepted.cached_tokens)
-    {
-        ctx->cached_tokens += finish->cached_tokens
-                              - choice->accepted.cached_tokens;
-    }
-
-    choice->finish = *finish;
-    choice->reason = finish->reason;
-
-    ctx->reason = names[finish->reason];
-
     if (ctx->nchoices == 1) {
-        ctx->reasoning_tokens = finish->reasoning_tokens;
         ctx->queue_us = finish->queue_us;
 
         if (ctx->first) {

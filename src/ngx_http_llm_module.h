@@ -45,6 +45,7 @@ typedef struct ngx_http_llm_ctx_s     ngx_http_llm_ctx_t;
 typedef struct ngx_http_llm_engine_s  ngx_http_llm_engine_t;
 typedef struct ngx_http_llm_choice_s  ngx_http_llm_choice_t;
 typedef struct ngx_http_llm_limits_s  ngx_http_llm_limits_t;
+typedef struct ngx_http_llm_reply_s   ngx_http_llm_reply_t;
 
 
 typedef struct {
@@ -221,6 +222,7 @@ struct ngx_http_llm_ctx_s {
     ngx_msec_t                 start;      /* submitted */
     ngx_msec_t                 last;       /* bytes went out */
     ngx_chain_t               *replaced;   /* an error page's new body */
+    ngx_http_llm_reply_t      *reply;      /* NULL: it is not kept */
 
     /* variables, valid as far as `reached` tells */
 
@@ -321,10 +323,17 @@ void ngx_http_llm_seq_release(ngx_http_llm_seq_t *seq);
 
 /*
  * ngx_http_llm_events.c.  ngx_http_llm_lane_drain() dispatches the events that
- * are there and runs the requests they concern.
+ * are there and runs the requests they concern.  ngx_http_llm_choice_*() count
+ * and render what an event says about a choice.
  */
 
 void ngx_http_llm_lane_drain(ngx_http_llm_engine_t *engine);
+void ngx_http_llm_choice_accepted(ngx_http_llm_choice_t *choice,
+    const chan_accepted_t *accepted);
+void ngx_http_llm_choice_delta(ngx_http_llm_choice_t *choice,
+    const chan_delta_view_t *view);
+void ngx_http_llm_choice_finish(ngx_http_llm_choice_t *choice,
+    const chan_finish_t *finish);
 
 
 /*
@@ -346,12 +355,15 @@ ngx_int_t ngx_http_llm_body_data(ngx_http_request_t *r, u_char **data,
  * ngx_http_llm_priority_value() reads llm_priority's value; NGX_ERROR: it is
  * not an integer within NGX_HTTP_LLM_PRIORITY_MAX.
  * ngx_http_llm_start() goes on with a request whose body is there.
+ * ngx_http_llm_choices() makes a parsed request's choices, for a submission or
+ * an answer that is there already; NGX_ERROR: no memory.
  */
 
 ngx_http_llm_ctx_t *ngx_http_llm_get_ctx(ngx_http_request_t *r);
 ngx_int_t ngx_http_llm_handler(ngx_http_request_t *r);
 ngx_int_t ngx_http_llm_priority_value(ngx_str_t *s, int32_t *value);
 void ngx_http_llm_start(ngx_http_llm_ctx_t *ctx);
+ngx_int_t ngx_http_llm_choices(ngx_http_llm_ctx_t *ctx);
 void ngx_http_llm_close(ngx_http_llm_ctx_t *ctx);
 
 

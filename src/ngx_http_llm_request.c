@@ -557,7 +557,6 @@ static ngx_int_t
 ngx_http_llm_submit(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
 {
     ngx_uint_t              i, n;
-    ngx_http_llm_choice_t  *choice;
     ngx_http_llm_engine_t  *engine;
 
     engine = ctx->engine;
@@ -572,35 +571,15 @@ ngx_http_llm_submit(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
         return NGX_ERROR;
     }
 
-    ctx->choices = ngx_pcalloc(r->pool, n * sizeof(ngx_http_llm_choice_t));
-    if (ctx->choices == NULL) {
-        goto failed;
-    }
-
-    ctx->nchoices = n;
-
-    if (ngx_http_llm_render_init(ctx) != NGX_OK
+    if (ngx_http_llm_choices(ctx) != NGX_OK
         || ngx_http_llm_route_submit(r, ctx) != NGX_OK)
     {
         goto failed;
     }
 
-    ctx->start = ngx_current_msec;
-    ctx->last = ngx_current_msec;
-
     for (i = 0; i < n; i++) {
-        choice = &ctx->choices[i];
 
-        choice->ctx = ctx;
-        choice->index = i;
-        choice->nth = i % ctx->params.n;
-        choice->prompt = &ctx->params.prompts[i / ctx->params.n];
-
-        /* Choices of one prompt differ also when a seed is given. */
-
-        choice->seed = ctx->params.submit.seed + choice->nth;
-
-        if (ngx_http_llm_lane_submit(engine, choice) != NGX_OK) {
+        if (ngx_http_llm_lane_submit(engine, &ctx->choices[i]) != NGX_OK) {
             goto failed;
         }
 
@@ -617,6 +596,42 @@ failed:
 
     return ngx_http_llm_error_set(&ctx->error, NGX_HTTP_INTERNAL_SERVER_ERROR,
                                   "internal_error", NULL, "Out of memory.");
+}
+
+
+ngx_int_t
+ngx_http_llm_choices(ngx_http_llm_ctx_t *ctx)
+{
+    ngx_uint_t              i, n;
+    ngx_http_llm_choice_t  *choice;
+
+    n = ctx->params.nprompts * ctx->params.n;
+
+    ctx->choices = ngx_pcalloc(ctx->request->pool,
+                               n * sizeof(ngx_http_llm_choice_t));
+    if (ctx->choices == NULL) {
+        return NGX_ERROR;
+    }
+
+    ctx->nchoices = n;
+
+    for (i = 0; i < n; i++) {
+        choice = &ctx->choices[i];
+
+        choice->ctx = ctx;
+        choice->index = i;
+        choice->nth = i % ctx->params.n;
+        choice->prompt = &ctx->params.prompts[i / ctx->params.n];
+
+        /* Choices of one prompt differ also when a seed is given. */
+
+        choice->seed = ctx->params.submit.seed + choice->nth;
+    }
+
+    ctx->start = ngx_current_msec;
+    ctx->last = ngx_current_msec;
+
+    return ngx_http_llm_render_init(ctx);
 }
 
 

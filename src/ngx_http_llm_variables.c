@@ -178,7 +178,12 @@ ngx_http_llm_variable_count(ngx_http_request_t *r,
 
     ctx = ngx_http_get_module_ctx(r, ngx_http_llm_module);
 
-    if (ctx == NULL || !ctx->accepted) {
+    /* No rank has computed an answer that was there already. */
+
+    if (ctx == NULL || !ctx->accepted
+        || (data == offsetof(ngx_http_llm_ctx_t, rank)
+            && ctx->admission == NGX_HTTP_LLM_ANSWERED))
+    {
         v->not_found = 1;
         return NGX_OK;
     }

@@ -55,6 +55,7 @@ main(int argc, char **argv)
     }
 
     e->names = "scripted";
+    e->fingerprint = FINGERPRINT;
     e->ranks = 1;
     e->version = CHAN_VERSION;
     e->max_lanes = LANES_MAX;
@@ -80,6 +81,7 @@ usage(FILE *out)
     fputs("usage: scripted_engine --socket PATH [options]\n"
           "  --model NAME[,ALIAS...]   names on the board (scripted)\n"
           "  --ranks N                 ranks on the board (1)\n"
+          "  --fingerprint HEX         of the model, on the board\n"
           "  --context N               tokens, prompt and completion (65536)\n"
           "  --delay MS                between tokens, unless scripted (0)\n"
           "  --script WORDS            a script for every request\n"
@@ -103,6 +105,7 @@ parse_options(engine_t *e, int argc, char **argv)
         { "socket", required_argument, NULL, 's' },
         { "model", required_argument, NULL, 'm' },
         { "ranks", required_argument, NULL, 'r' },
+        { "fingerprint", required_argument, NULL, 'f' },
         { "context", required_argument, NULL, 'c' },
         { "delay", required_argument, NULL, 'd' },
         { "script", required_argument, NULL, 'S' },
@@ -123,6 +126,7 @@ parse_options(engine_t *e, int argc, char **argv)
         case 's': e->socket = optarg; break;
         case 'm': e->names = optarg; break;
         case 'r': e->ranks = atoi(optarg); break;
+        case 'f': e->fingerprint = strtoull(optarg, NULL, 16); break;
         case 'c': e->context = atoll(optarg); break;
         case 'd': e->delay = atoll(optarg); break;
         case 'S': e->script = optarg; break;
@@ -233,7 +237,7 @@ publish_model(engine_t *e)
 
     memset(&m, 0, sizeof(m));
     m.boot = e->boot;
-    m.fingerprint = FINGERPRINT;
+    m.fingerprint = e->fingerprint;
     m.created = 1700000000;
     m.max_context = (uint64_t) e->context;
     m.vocab_size = 1 << 20;

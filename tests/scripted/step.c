@@ -179,7 +179,9 @@ may_start(engine_t *e, request_t *r, int64_t ahead)
         limit = r->submit.max_context;
     }
 
-    if (r->submit.fingerprint != 0 && r->submit.fingerprint != FINGERPRINT) {
+    if (r->submit.fingerprint != 0
+        && r->submit.fingerprint != e->fingerprint)
+    {
         (void) send_error(e, r, CHAN_E_MODEL, "another model is loaded",
                           "model", -1);
         return 0;
