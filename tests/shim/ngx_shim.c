@@ -17,6 +17,9 @@ uint64_t  shim_locks;
 volatile ngx_msec_t   ngx_current_msec;
 volatile ngx_time_t  *ngx_cached_time;
 
+ngx_pid_t  ngx_pid;
+ngx_int_t  ngx_process_slot;
+
 /* In front of each piece. */
 
 typedef struct shim_head_s  shim_head_t;

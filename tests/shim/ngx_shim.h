@@ -1,7 +1,7 @@
 /*
- * As much of nginx as the prefix zone needs, so that its code runs without an
- * nginx: a slab with a budget, a lock that knows whether it is held, a search
- * tree, a clock that the test sets.
+ * As much of nginx as the zones need, so that their code runs without an nginx:
+ * a slab with a budget, a lock that knows whether it is held, a search tree, a
+ * clock and a process that the test sets.
  */
 
 #ifndef NGX_SHIM_H
