@@ -56,7 +56,7 @@ LIB        := $(BUILD)/libllm.a
 %_avx2.o: ISA   := -mavx2 -mfma
 %_avx512.o: ISA := -mavx2 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq
 %_avx512bf16.o: ISA := -mavx2 -mfma -mavx512f -mavx512bw -mavx512vl \
-                       -mavx512dq -mavx512bf16
+                       -mavx512dq -mavx512bf16 -mavx512vnni
 %_generic.o: ISA := -fno-tree-vectorize
 
 $(BUILD)/%.o: %.c

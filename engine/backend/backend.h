@@ -20,6 +20,8 @@
  * a backend may keep it in that memory in a type of its own.
  * With compute BE_BF16 the inputs of every matrix product are rounded to
  * BF16 (nearest even) and sums are float32; with BE_F32 nothing is rounded.
+ * A kernel path may take finer inputs than BF16, as the CPU's "amx" does for
+ * INT8 weights: integers up to 32512 with a scale for each 64.
  *
  * DETERMINISM.  The result of a row must not depend on how many rows there
  * are, which row it is, how work was split over threads, or on other rows:

@@ -86,6 +86,56 @@ quant_floats(be_t *be, const be_weight_t *w)
 }
 
 
+/* INT8 on the matrix unit: integers, and weights that are not rounded. */
+
+static int
+quant_integers(const char *path, be_dtype_t compute, be_dtype_t type)
+{
+    return compute == BE_BF16 && type == BE_INT8 && strcmp(path, "amx") == 0;
+}
+
+
+/*
+ * Inputs as a product takes them: as they are, in BF16, or integers up to
+ * 32512 with a scale for each 64.
+ */
+
+static double *
+quant_inputs(int integers, be_dtype_t compute, const float *x, uint32_t rows,
+    uint32_t in)
+{
+    float     most, times;
+    double   *to;
+    uint32_t  i, j, l, end;
+
+    to = malloc((size_t) rows * in * sizeof(double));
+    assert_non_null(to);
+
+    for (i = 0; i < rows; i++) {
+        for (j = 0; j < in; j = end) {
+            end = (in - j < 64) ? in : j + 64;
+            most = 0;
+
+            for (l = j; l < end; l++) {
+                most = fmaxf(most, fabsf(x[(size_t) i * in + l]));
+            }
+
+            times = 32512.0f / most;
+
+            for (l = j; l < end; l++) {
+                to[(size_t) i * in + l]
+                    = integers
+                      ? nearbyintf(x[(size_t) i * in + l] * times)
+                        * (double) most / 32512
+                      : be_round(x[(size_t) i * in + l], compute);
+            }
+        }
+    }
+
+    return to;
+}
+
+
 static be_tensor_t
 quant_tensor(be_dtype_t type, uint32_t rows, uint32_t cols, void **base)
 {
@@ -112,11 +162,12 @@ static void
 quant_check(const char *path, be_dtype_t compute, be_dtype_t type,
     const quant_shape_t *s)
 {
+    int           integers;
     be_t         *be;
     char          err[ERR_LEN];
     void         *base;
     float        *x, *y, *one, *w64;
-    double        sum, size, a, b;
+    double       *x64, sum, size, a, b;
     size_t        copies;
     uint32_t      i, j, l, threads;
     be_tensor_t   t, made;
@@ -126,6 +177,8 @@ quant_check(const char *path, be_dtype_t compute, be_dtype_t type,
     x = be_random_floats((size_t) s->rows * s->in, 1.0f);
     y = be_random_floats((size_t) s->rows * s->out, 1.0f);
     one = be_random_floats(s->out, 1.0f);
+    integers = quant_integers(path, compute, type);
+    x64 = quant_inputs(integers, compute, x, s->rows, s->in);
 
     for (threads = 1; threads <= 3; threads += 2) {
         be = quant_open(path, compute, type, threads);
@@ -151,8 +204,9 @@ quant_check(const char *path, be_dtype_t compute, be_dtype_t type,
                 size = 0;
 
                 for (l = 0; l < s->in; l++) {
-                    a = be_round(x[(size_t) i * s->in + l], compute);
-                    b = be_round(w64[(size_t) j * s->in + l], compute);
+                    a = x64[(size_t) i * s->in + l];
+                    b = be_round(w64[(size_t) j * s->in + l],
+                                 integers ? BE_F32 : compute);
                     sum += a * b;
                     size += fabs(a * b);
                 }
@@ -185,6 +239,7 @@ quant_check(const char *path, be_dtype_t compute, be_dtype_t type,
     }
 
     free(base);
+    free(x64);
     free(x);
     free(y);
     free(one);

@@ -36,6 +36,9 @@
 #define amx_dot(c, a, b)                                                     \
     __asm__ volatile ("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : : )
 
+#define amx_dot_int8(c, a, b)                                                \
+    __asm__ volatile ("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #c : : )
+
 
 /* Each thread configures its tiles before it uses them, once. */
 void be_amx_configure(void);

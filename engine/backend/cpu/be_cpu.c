@@ -122,7 +122,9 @@ be_cpu_paths(void)
             && __builtin_cpu_supports("avx512vl")
             && __builtin_cpu_supports("avx512dq"))
         {
-            if (!__builtin_cpu_supports("avx512bf16")) {
+            if (!__builtin_cpu_supports("avx512bf16")
+                || !__builtin_cpu_supports("avx512vnni"))
+            {
                 return avx512;
             }
 

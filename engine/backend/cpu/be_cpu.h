@@ -136,6 +136,9 @@ typedef struct {
 
     be_store_f                store;     /* NULL: nothing more to do */
     void                     *ctx;
+
+    /* It is told multiples of so many columns, or the last; 0: BE_PIECE. */
+    uint32_t                  piece;
 } be_product_t;
 
 

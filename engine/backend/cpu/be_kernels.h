@@ -30,6 +30,7 @@
 #define BE_RUN        512            /* tokens */
 
 #define BE_ROW_BLOCK  16             /* the largest row_block of a path */
+#define BE_PIECE      32             /* columns, of a packing */
 
 /*
  * Attention of m queries over one run: for query i, of the tokens first …
@@ -101,8 +102,8 @@ typedef struct {
     /*
      * Puts n elements of each x[i] at columns col … of packed row row + i,
      * i < m.  The piece that ends at k also clears the padding; all others
-     * start and end at a multiple of 32 columns.  The rows lie in one row
-     * block; other rows of it are left alone.
+     * start and end at a multiple of `piece` columns.  The rows lie in one
+     * row block; other rows of it are left alone.
      */
     void     (*pack)(void *act, uint32_t k, uint32_t row, uint32_t col,
                   const float *const *x, uint32_t m, uint32_t n);
@@ -114,6 +115,8 @@ typedef struct {
     void     (*product)(const void *act, uint32_t k, uint32_t row,
                   uint32_t m, const uint8_t *w, size_t ldw, uint32_t n,
                   float *c, size_t ldc);
+
+    uint32_t   piece;                /* 0: BE_PIECE */
 } be_gemm_t;
 
 typedef struct {

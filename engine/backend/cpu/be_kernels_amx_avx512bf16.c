@@ -34,6 +34,7 @@
 
 #define AMX_CPUID_BF16     (1u << 22)  /* leaf 7, edx */
 #define AMX_CPUID_TILE     (1u << 24)
+#define AMX_CPUID_INT8     (1u << 25)
 
 #define AMX_REQ_XCOMP_PERM 0x1023    /* arch_prctl() */
 #define AMX_XTILEDATA      18
@@ -103,8 +104,13 @@ const be_kernels_t  be_kernels_amx = {
         },
         [BE_BF16] = {
             .gemm[BE_BF16] = { AMX_ROWS, amx_size, amx_pack, amx_product },
-            BE_PANEL_GEMMS(AMX_ROWS, be_panels_amx_size, be_panels_amx_pack,
-                           be_panels_amx),
+            .gemm[BE_F8E4M3] = { AMX_ROWS, be_panels_amx_size,
+                                 be_panels_amx_pack, be_panels_amx_f8 },
+            .gemm[BE_INT4] = { AMX_ROWS, be_panels_amx_size,
+                               be_panels_amx_pack, be_panels_amx_int4 },
+            .gemm[BE_INT8] = { AMX_ROWS, be_panels_int8_size,
+                               be_panels_int8_pack, be_panels_int8,
+                               BE_GROUP_INT8 },
             .gemm[BE_PAIRS] = { AMX_ROWS, be_panels_amx_size,
                                 be_panels_amx_pack, be_panels_amx_pairs },
             .run_size = be_amx_run_size,
@@ -126,7 +132,8 @@ be_amx_enable(void)
     uint32_t  a, b, c, d;
 
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)
-        || (d & AMX_CPUID_BF16) == 0 || (d & AMX_CPUID_TILE) == 0)
+        || (d & AMX_CPUID_BF16) == 0 || (d & AMX_CPUID_TILE) == 0
+        || (d & AMX_CPUID_INT8) == 0)
     {
         return -1;
     }

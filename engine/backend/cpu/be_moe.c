@@ -167,6 +167,7 @@ moe_mlps(moe_mlp_t *job, const be_mlp_t *mlp)
     p.group = group;
     p.store = moe_up_store;
     p.ctx = job;
+    p.piece = job->down->piece;
 
     be_product(cpu, &p);
 
@@ -179,6 +180,7 @@ moe_mlps(moe_mlp_t *job, const be_mlp_t *mlp)
     p.k = job->inter;
     p.n = job->hidden;
     p.store = moe_down_store;
+    p.piece = 0;
 
     be_product(cpu, &p);
 }

@@ -49,7 +49,15 @@ BE_PANEL_PRODUCTS(be_panels_avx512bf16);
 size_t be_panels_amx_size(uint32_t rows, uint32_t k);
 void be_panels_amx_pack(void *act, uint32_t k, uint32_t row, uint32_t col,
     const float *const *x, uint32_t m, uint32_t n);
-BE_PANEL_PRODUCTS(be_panels_amx);
+BE_PANEL_PRODUCT(be_panels_amx_f8);
+BE_PANEL_PRODUCT(be_panels_amx_int4);
 BE_PANEL_PRODUCT(be_panels_amx_pairs);
+
+/* As integers, on the matrix unit and VNNI. */
+
+size_t be_panels_int8_size(uint32_t rows, uint32_t k);
+void be_panels_int8_pack(void *act, uint32_t k, uint32_t row, uint32_t col,
+    const float *const *x, uint32_t m, uint32_t n);
+BE_PANEL_PRODUCT(be_panels_int8);
 
 #endif /* BE_PANELS_H */

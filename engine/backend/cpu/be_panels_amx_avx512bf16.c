@@ -321,12 +321,6 @@ BE_PANEL_PRODUCT(be_panels_amx_f8)
 }
 
 
-BE_PANEL_PRODUCT(be_panels_amx_int8)
-{
-    amx_product(act, k, row, m, w, ldw, n, c, ldc, BE_INT8);
-}
-
-
 BE_PANEL_PRODUCT(be_panels_amx_int4)
 {
     amx_product(act, k, row, m, w, ldw, n, c, ldc, BE_INT4);

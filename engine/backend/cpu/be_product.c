@@ -110,7 +110,7 @@ static void
 product_cut(product_job_t *job)
 {
     size_t               row_size, bytes;
-    uint32_t             i, most, threads;
+    uint32_t             i, most, threads, piece;
     const be_gemm_t     *gemm;
     const be_product_t  *p;
 
@@ -118,6 +118,7 @@ product_cut(product_job_t *job)
     gemm = &p->gemm[p->group[0].w->dtype];
     threads = job->cpu->threads;
     row_size = gemm->size(gemm->row_block, p->k) / gemm->row_block;
+    piece = (p->piece != 0) ? p->piece : BE_PIECE;
     most = 0;
 
     for (i = 0; i < p->n_groups; i++) {
@@ -133,16 +134,16 @@ product_cut(product_job_t *job)
 
     bytes = (most <= PRODUCT_FEW) ? PRODUCT_BAND_FEW : PRODUCT_BAND_BYTES;
 
-    job->band = (uint32_t) (bytes / row_size) / 32 * 32;
-    job->band = (job->band < 32) ? 32
+    job->band = (uint32_t) (bytes / row_size) / piece * piece;
+    job->band = (job->band < piece) ? piece
               : (job->band > BE_TILE_COLS) ? BE_TILE_COLS : job->band;
 
     /* A small matrix still gives every thread something. */
 
-    while (job->band > 32 && p->n / job->band < threads * 2
+    while (job->band > piece && p->n / job->band < threads * 2
            && p->n_groups < threads * 2)
     {
-        job->band = (job->band / 2 + 31) / 32 * 32;
+        job->band = (job->band / 2 + piece - 1) / piece * piece;
     }
 
     job->bands = (p->n + job->band - 1) / job->band;

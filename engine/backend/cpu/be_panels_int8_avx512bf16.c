@@ -1,0 +1,384 @@
+/*
+ * Products of INT8 weights as integers: AVX-512 VNNI, and the matrix unit.
+ *
+ * Activations are made 16-bit integers with a scale for each 64 of a row,
+ * which is far finer than BF16, and stored as two digits,
+ *
+ *     a = 256 high + low,  |a| <= 32512,  -128 <= low <= 127,
+ *
+ * so that a group's sum over 64 weights is exact in 32 bits, in whatever order
+ * and by whatever instruction.  It becomes a float once, and floats are summed
+ * over the groups in order: a chain of fused multiply-adds for each output.
+ * So few rows on the vector unit and many on the matrix unit give the same
+ * bits, and neither has to make the weights into anything else.
+ *
+ * Packed, for each 16 rows and 64 elements:
+ *
+ *     [16][64] high; [16][64] low; [16] float scales; [16] int32 -128 * sum
+ *
+ * The last is what vpdpbusd wants, whose bytes of weights are unsigned: 128 is
+ * added to them.  A group of an activation is one of the weights' scales, and
+ * its 16 lines of codes are a tile B.
+ *
+ * The tile registers: 0 … 3 are C, both digits of two groups; 4 and 5 are A;
+ * 6 is B.
+ */
+
+#if defined(__x86_64__)
+
+#include <math.h>
+
+#include "backend/cpu/be_amx.h"
+#include "backend/cpu/be_panels.h"
+
+
+#define INT8_GROUP   BE_GROUP_INT8
+#define INT8_BLOCK   (2 * AMX_TILE + 2 * 64)     /* bytes: 16 rows, a group */
+#define INT8_SCALE   (2 * AMX_TILE)
+#define INT8_SUM     (2 * AMX_TILE + 64)
+#define INT8_TOP     32512.0f                    /* 256 * 127 */
+#define INT8_SMALL   0x1p-100f                   /* groups of less are zero */
+#define INT8_BAD     0x7f800000u                 /* bits: not finite */
+#define INT8_AHEAD   2048                        /* bytes to prefetch */
+#define INT8_ROWS    4                           /* of vectors together */
+#define INT8_FEW     4                           /* rows for vectors */
+
+
+static void int8_pack_group(uint8_t *to, uint32_t row, const float *x,
+    uint32_t n);
+
+
+size_t
+be_panels_int8_size(uint32_t rows, uint32_t k)
+{
+    return ((size_t) rows + AMX_ROWS - 1) / AMX_ROWS
+           * (((size_t) k + INT8_GROUP - 1) / INT8_GROUP) * INT8_BLOCK;
+}
+
+
+void
+be_panels_int8_pack(void *act, uint32_t k, uint32_t row, uint32_t col,
+    const float *const *x, uint32_t m, uint32_t n)
+{
+    uint8_t   *to;
+    uint32_t   i, j;
+
+    to = (uint8_t *) act + be_panels_int8_size(row / AMX_ROWS * AMX_ROWS, k)
+         + (size_t) (col / INT8_GROUP) * INT8_BLOCK;
+
+    for (j = 0; j < n; j += INT8_GROUP) {
+        for (i = 0; i < m; i++) {
+            int8_pack_group(to, (row + i) % AMX_ROWS, x[i] + j, n - j);
+        }
+
+        to += INT8_BLOCK;
+    }
+}
+
+
+/*
+ * 64 of a row, of which n are there; `to` are the row block's digits.  What is
+ * not finite, by the bits larger than anything that is, makes the scale, and
+ * so the row's products, not a number.
+ */
+
+static void
+int8_pack_group(uint8_t *to, uint32_t row, const float *x, uint32_t n)
+{
+    vf_t      v[4];
+    float     most, scale, times;
+    __m512i   a[4], top, order;
+    int32_t   sum;
+    uint32_t  i, bits;
+
+    top = _mm512_setzero_si512();
+
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++) {
+        v[i] = vf_loadn(x + i * VL, (n > i * VL) ? n - i * VL : 0);
+        top = _mm512_max_epu32(top, _mm512_castps_si512(
+                                        _mm512_abs_ps(v[i])));
+    }
+
+    bits = _mm512_reduce_max_epu32(top);
+    memcpy(&most, &bits, 4);
+
+    scale = most * (1.0f / INT8_TOP);
+    times = INT8_TOP / most;
+
+    if (bits >= INT8_BAD) {
+        scale = NAN;
+        times = 0.0f;
+
+    } else if (most < INT8_SMALL) {
+        scale = 0.0f;
+        times = 0.0f;
+    }
+
+    top = _mm512_setzero_si512();
+
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++) {
+        a[i] = _mm512_cvtps_epi32(vf_mul(v[i], vf_set1(times)));
+        top = _mm512_add_epi32(top, a[i]);
+    }
+
+    sum = (int32_t) (-128 * (uint32_t) _mm512_reduce_add_epi32(top));
+
+    /* Words, then bytes: each quarter takes what lies in that quarter. */
+
+    order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7,
+                              11, 15);
+    a[0] = _mm512_packs_epi32(a[0], a[1]);
+    a[2] = _mm512_packs_epi32(a[2], a[3]);
+
+    for (i = 0; i < 4; i += 2) {
+        a[i + 1] = _mm512_and_si512(a[i], _mm512_set1_epi16(0xff));
+        a[i] = _mm512_srai_epi16(_mm512_add_epi16(a[i],
+                                                  _mm512_set1_epi16(128)), 8);
+    }
+
+    _mm512_store_si512(to + row * 64,
+        _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a[0], a[2])));
+    _mm512_store_si512(to + AMX_TILE + row * 64,
+        _mm512_permutexvar_epi32(order, _mm512_packus_epi16(a[1], a[3])));
+
+    memcpy(to + INT8_SCALE + row * 4, &scale, 4);
+    memcpy(to + INT8_SUM + row * 4, &sum, 4);
+}
+
+
+/* `rows` rows by a panel of which n outputs are there, on vectors. */
+
+BE_INLINE void
+int8_vectors(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
+    size_t ldc, uint32_t n, const uint32_t rows)
+{
+    vf_t            acc[INT8_ROWS], s, f;
+    int32_t         digit, total;
+    float           scale;
+    __m512i         high[INT8_ROWS][2], low[INT8_ROWS][2], x, y;
+    uint32_t        g, i, j, r;
+    const uint8_t  *code;
+
+#pragma GCC unroll 4
+    for (r = 0; r < rows; r++) {
+        acc[r] = vf_zero();
+    }
+
+    for (g = 0; g < groups; g++) {
+        s = vf_load_bf16(w + g % 2 * BE_PANEL * 2);
+        code = w + 2 * BE_PANEL * 2 + g % 2 * AMX_TILE;
+
+#pragma GCC unroll 4
+        for (r = 0; r < rows; r++) {
+            memcpy(&total, a + INT8_SUM + r * 4, 4);
+            low[r][0] = _mm512_set1_epi32(total);
+            low[r][1] = _mm512_setzero_si512();
+            high[r][0] = _mm512_setzero_si512();
+            high[r][1] = _mm512_setzero_si512();
+        }
+
+#pragma GCC unroll 8
+        for (i = 0; i < 16; i += 2) {
+#pragma GCC unroll 2
+            for (j = 0; j < 2; j++) {
+                _mm_prefetch(code + (i + j) * 64 + INT8_AHEAD, _MM_HINT_T0);
+                x = _mm512_xor_si512(
+                        _mm512_loadu_si512(code + (i + j) * 64),
+                        _mm512_set1_epi32((int) 0x80808080));
+
+#pragma GCC unroll 4
+                for (r = 0; r < rows; r++) {
+                    memcpy(&digit, a + r * 64 + (i + j) * 4, 4);
+                    y = _mm512_set1_epi32(digit);
+                    high[r][j] = _mm512_dpbusd_epi32(high[r][j], x, y);
+
+                    memcpy(&digit, a + AMX_TILE + r * 64 + (i + j) * 4, 4);
+                    y = _mm512_set1_epi32(digit);
+                    low[r][j] = _mm512_dpbusd_epi32(low[r][j], x, y);
+                }
+            }
+        }
+
+#pragma GCC unroll 4
+        for (r = 0; r < rows; r++) {
+            x = _mm512_add_epi32(high[r][0], high[r][1]);
+            x = _mm512_add_epi32(_mm512_slli_epi32(x, 8),
+                                 _mm512_add_epi32(low[r][0], low[r][1]));
+
+            f = _mm512_cvtepi32_ps(x);
+            memcpy(&scale, a + INT8_SCALE + r * 4, 4);
+            acc[r] = vf_fma(f, vf_mul(s, vf_set1(scale)), acc[r]);
+        }
+
+        a += INT8_BLOCK;
+        w += (g % 2) * be_quant_chunk(BE_INT8);
+    }
+
+#pragma GCC unroll 4
+    for (r = 0; r < rows; r++) {
+        vf_storen(c + r * ldc, acc[r], n);
+    }
+}
+
+
+/* A group's sums of 16 rows by a panel, in the tiles c and c2. */
+
+#define int8_dot(a, code, c, c2)                                             \
+    do {                                                                     \
+        amx_zero(c);                                                         \
+        amx_zero(c2);                                                        \
+        amx_tile_load(6, code, 64);                                          \
+        amx_tile_load(4, a, 64);                                             \
+        amx_dot_int8(c, 4, 6);                                               \
+        amx_tile_load(5, (a) + AMX_TILE, 64);                                \
+        amx_dot_int8(c2, 5, 6);                                              \
+    } while (0)
+
+#define int8_store(c, c2, sum)                                               \
+    do {                                                                     \
+        amx_tile_store(c, sum, 64);                                          \
+        amx_tile_store(c2, (sum) + 256, 64);                                 \
+    } while (0)
+
+
+/* Adds them to the rows' sums of floats. */
+
+BE_INLINE void
+int8_add(vf_t *acc, const int32_t *sum, const uint8_t *scale, vf_t s)
+{
+    vf_t      f;
+    float     t;
+    uint32_t  r;
+
+#pragma GCC unroll 16
+    for (r = 0; r < AMX_ROWS; r++) {
+        f = vf_fma(_mm512_cvtepi32_ps(_mm512_load_si512(sum + r * 16)),
+                   vf_set1(256.0f),
+                   _mm512_cvtepi32_ps(_mm512_load_si512(sum + 256 + r * 16)));
+        memcpy(&t, scale + r * 4, 4);
+        acc[r] = vf_fma(f, vf_mul(s, vf_set1(t)), acc[r]);
+    }
+}
+
+
+/* m <= 16 rows by a panel, on the matrix unit: all of the tile is computed. */
+
+static void
+int8_tiles(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
+    size_t ldc, uint32_t m, uint32_t n)
+{
+    vf_t            acc[AMX_ROWS];
+    int32_t         sum[2][512] __attribute__((aligned(64)));
+    uint32_t        g, r;
+
+#pragma GCC unroll 16
+    for (r = 0; r < AMX_ROWS; r++) {
+        acc[r] = vf_zero();
+    }
+
+    /*
+     * Products, storing and adding each take their time: three groups are
+     * under way, in program order the newest first.  Past the last one there
+     * is nothing to multiply, and what is stored is not used.
+     */
+
+    int8_dot(a, w + 64, 0, 1);
+
+    if (groups > 1) {
+        int8_dot(a + INT8_BLOCK, w + 64 + AMX_TILE, 2, 3);
+    }
+
+    int8_store(0, 1, sum[0]);
+
+    for (g = 0; g < groups; g += 2) {
+        if (g + 2 < groups) {
+            int8_dot(a + 2 * INT8_BLOCK, w + be_quant_chunk(BE_INT8) + 64, 0,
+                     1);
+        }
+
+        int8_store(2, 3, sum[1]);
+        int8_add(acc, sum[0], a + INT8_SCALE, vf_load_bf16(w));
+
+        if (g + 1 == groups) {
+            break;
+        }
+
+        if (g + 3 < groups) {
+            int8_dot(a + 3 * INT8_BLOCK,
+                     w + be_quant_chunk(BE_INT8) + 64 + AMX_TILE, 2, 3);
+        }
+
+        int8_store(0, 1, sum[0]);
+        int8_add(acc, sum[1], a + INT8_BLOCK + INT8_SCALE,
+                 vf_load_bf16(w + 32));
+
+        a += 2 * INT8_BLOCK;
+        w += be_quant_chunk(BE_INT8);
+    }
+
+#pragma GCC unroll 16
+    for (r = 0; r < AMX_ROWS; r++) {
+        if (r < m) {
+            vf_storen(c + r * ldc, acc[r], n);
+        }
+    }
+}
+
+
+/* As many rows as there are in a tile of them. */
+
+static void
+int8_rows(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
+    size_t ldc, uint32_t m, uint32_t n)
+{
+    switch (m) {
+    case 1:
+        int8_vectors(a, groups, w, c, ldc, n, 1);
+        break;
+    case 2:
+        int8_vectors(a, groups, w, c, ldc, n, 2);
+        break;
+    case 3:
+        int8_vectors(a, groups, w, c, ldc, n, 3);
+        break;
+    case 4:
+        int8_vectors(a, groups, w, c, ldc, n, 4);
+        break;
+    default:
+        int8_tiles(a, groups, w, c, ldc, m, n);
+        break;
+    }
+}
+
+
+BE_PANEL_PRODUCT(be_panels_int8)
+{
+    size_t          block;
+    uint32_t        groups, i, j;
+    const uint8_t  *a;
+
+    if (m > INT8_FEW) {
+        be_amx_configure();
+    }
+
+    groups = (k + INT8_GROUP - 1) / INT8_GROUP;
+    block = be_panels_int8_size(AMX_ROWS, k);
+    a = (const uint8_t *) act + row / AMX_ROWS * block;
+
+    for (j = 0; j < n; j += BE_PANEL) {
+        for (i = 0; i < m; i += AMX_ROWS) {
+            int8_rows(a + i / AMX_ROWS * block, groups, w, c + i * ldc + j,
+                      ldc, m - i, (n - j < BE_PANEL) ? n - j : BE_PANEL);
+        }
+
+        w += ldw;
+    }
+}
+
+#else
+
+typedef int be_panels_int8_none_t;
+
+#endif
