@@ -10,6 +10,7 @@
 #   SANITIZE=1      address and undefined-behaviour sanitizers
 #   SANITIZE=thread thread sanitizer
 #   NGINX_SRC=DIR   an nginx source tree instead of Debian's nginx-dev
+#   CUDA_HOME=DIR   a CUDA toolkit, 12.9 or newer; CUDA_HOME= leaves it out
 
 MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
@@ -42,13 +43,16 @@ all: engine ledger module
 engine: $(BUILD)/llm-engine
 ledger: $(BUILD)/llm-ledger
 
+include engine/backend/cuda/cuda.mk
 include tests/tests.mk
 include tests/module.mk
 include tests/setup.mk
 
-# Engine: everything below engine/ is one library, and main.c on top of it.
+# Engine: everything below engine/ but the CUDA backend is one library, and
+# main.c on top of it.
 
-ENGINE_SRC := $(sort $(shell find engine -name '*.c' ! -path 'engine/main.c'))
+ENGINE_SRC := $(sort $(shell find engine -name '*.c' ! -path 'engine/main.c' \
+                             ! -path 'engine/backend/cuda/*'))
 ENGINE_OBJ := $(ENGINE_SRC:%.c=$(BUILD)/%.o)
 LIB        := $(BUILD)/libllm.a
 
@@ -68,9 +72,9 @@ $(LIB): $(ENGINE_OBJ)
 	@rm -f $@
 	$(Q)ar rcs $@ $^
 
-$(BUILD)/llm-engine: $(BUILD)/engine/main.o $(LIB)
-	@echo "LD $@"
-	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(BUILD)/llm-engine: $(BUILD)/engine/main.o $(CUDA_OBJ) $(LIB)
+	@echo "LD $@$(CUDA_NONE)"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CUDA_LIBS) $(LDLIBS)
 
 # Ledger: a program of its own, with the reader of JSON from the library.
 

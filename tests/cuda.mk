@@ -60,4 +60,15 @@ $(BUILD)/tests/cuda/test_%: tests/cuda/test_%.c $(EMU_LIB) $(BUILD)/libllm.a
 
 UNIT_BIN += $(CUDA_TEST_BIN)
 
+# The engine with the device backend on the emulator, for tests alone.
+
+EMU_ENGINE := $(BUILD)/tests/cuda/llm-engine
+EMU_BE_OBJ := $(filter $(BUILD)/emu/engine/%,$(EMU_OBJ))
+
+$(EMU_ENGINE): $(BUILD)/engine/main.o $(EMU_LIB) $(LIB)
+	@mkdir -p $(@D)
+	@echo "LD $@"
+	$(Q)$(CC) $(LDFLAGS) -o $@ $< $(EMU_BE_OBJ) $(EMU_LIB) $(LIB) $(LDLIBS) \
+	    -lstdc++
+
 -include $(EMU_OBJ:.o=.d) $(CUDA_TEST_BIN:=.d)

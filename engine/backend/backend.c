@@ -8,6 +8,10 @@
 #include "backend/backend.h"
 
 
+/* NULL where the program is linked without it. */
+#pragma weak be_cuda_open
+
+
 be_t *
 be_open(const char *name, const be_options_t *opt, char *err)
 {
@@ -15,8 +19,12 @@ be_open(const char *name, const be_options_t *opt, char *err)
         return be_cpu_open(opt, err);
     }
 
-    snprintf(err, ERR_LEN, "backend \"%s\" is not built in; there is: cpu",
-             name);
+    if (strcmp(name, "cuda") == 0 && be_cuda_open != NULL) {
+        return be_cuda_open(opt, err);
+    }
+
+    snprintf(err, ERR_LEN, "backend \"%s\" is not built in; there is: cpu%s",
+             name, be_cuda_open != NULL ? ", cuda" : "");
 
     return NULL;
 }

@@ -27,7 +27,8 @@
  * are, which row it is, how work was split over threads, or on other rows:
  * one order of summation per output element for each (operation, shape,
  * kernel path).  Attention goes by runs of 512 tokens, cut by position: a
- * maximum and sums for each, merged in order.
+ * maximum and sums for each, merged in order.  A device does so if it is
+ * opened with `fixed`.
  */
 
 #ifndef BE_BACKEND_H
@@ -87,6 +88,8 @@ typedef struct {
     int          alone;              /* shares no weights with other ranks */
     int          pack;               /* may copy BF16 weights into the order
                                         and the memory that are fastest */
+    int          fixed;              /* DETERMINISM as above on a device too,
+                                        where it has its price */
 } be_options_t;
 
 /* The rows of one step on one rank. */
@@ -385,6 +388,12 @@ size_t be_tensor_size(const be_tensor_t *t);
  * The CPU backend; paths: "generic", "avx2", "avx512", "avx512bf16", "amx".
  */
 be_t *be_cpu_open(const be_options_t *opt, char *err);
+
+/*
+ * The CUDA backend: one rank on device rank modulo devices, of compute
+ * capability 9.0.  Where it is not built in there is no such function.
+ */
+be_t *be_cuda_open(const be_options_t *opt, char *err);
 
 /* NULL-terminated list of the kernel paths this processor can run. */
 const char *const *be_cpu_paths(void);

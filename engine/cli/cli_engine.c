@@ -151,6 +151,12 @@ cli_load(cli_stack_t *st, const cli_engine_t *cli, char *err)
 
     size = model_size(st->model);
 
+    /* a device has its own copy */
+
+    if (strcmp(cli->backend, "cpu") != 0) {
+        return 0;
+    }
+
     if (cli->load == CLI_LOAD_MAP
         || (cli->load == CLI_LOAD_AUTO
             && (size > CLI_COPY_MAX || size > cli_free_memory() / 4)))

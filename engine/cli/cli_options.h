@@ -109,6 +109,7 @@ typedef struct {
     uint32_t     load;               /* CLI_LOAD_… */
     uint32_t     pin;                /* first CPU, UINT32_MAX: none */
     const char  *kernels;            /* kernel path or NULL */
+    int          deterministic;      /* on a device */
     uint64_t     kv_memory;          /* per rank, bytes */
     uint32_t     max_context;
     uint32_t     max_batch;          /* sequences per rank */

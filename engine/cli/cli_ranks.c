@@ -144,8 +144,14 @@ cli_ranks_exchange(cli_ranks_t *r, char *err)
         return -1;
     }
 
-    rc = ep_host_open(ex, r->opt.ranks, r->opt.max_rows, gate->top_k,
-                      gate->experts, r->opt.timeout_ms, err);
+    if (strcmp(r->opt.backend, "cuda") == 0 && r->opt.ranks == 1) {
+        ex[0] = ep_local_open(gate->experts, err);
+        rc = (ex[0] != NULL) ? 0 : -1;
+
+    } else {
+        rc = ep_host_open(ex, r->opt.ranks, r->opt.max_rows, gate->top_k,
+                          gate->experts, r->opt.timeout_ms, err);
+    }
 
     for (i = 0; i < r->opt.ranks; i++) {
         r->rank[i].all = r;
@@ -401,6 +407,7 @@ cli_rank_open(cli_rank_t *rank)
              : r->opt.pin + (int) (rank->index * r->opt.threads);
     be.alone = r->opt.alone;
     be.pack = r->opt.pack;
+    be.fixed = r->opt.fixed;
 
     rank->be = be_open(r->opt.backend, &be, rank->err);
     if (rank->be == NULL) {
@@ -503,6 +510,7 @@ cli_ranks_options(const cli_engine_t *cli, cli_ranks_options_t *opt)
     opt->redundant = cli->redundant;
     opt->interval = cli->balance_interval;
     opt->gain = cli->balance_gain / 100;
+    opt->fixed = cli->deterministic;
     opt->compute = BE_F32;
     opt->weights = types[cli->weights];
 
@@ -515,6 +523,8 @@ cli_ranks_options(const cli_engine_t *cli, cli_ranks_options_t *opt)
     }
 
     if (cli->compute == CLI_COMPUTE_BF16
+        || (cli->compute == CLI_COMPUTE_AUTO
+            && strcmp(cli->backend, "cuda") == 0)
         || (cli->compute == CLI_COMPUTE_AUTO && best != NULL
             && (strcmp(best, "avx512bf16") == 0 || strcmp(best, "amx") == 0)))
     {

@@ -29,6 +29,7 @@ typedef struct {
     double       gain;               /* least that is worth a move, 0 … 1 */
     int          alone;              /* ranks share no weights */
     int          pack;               /* BF16 weights may be copied */
+    int          fixed;              /* one arithmetic on a device, too */
 } cli_ranks_options_t;
 
 /* What one rank computes in a step, or drafts; n_rows may be 0. */

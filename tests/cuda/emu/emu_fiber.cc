@@ -126,7 +126,7 @@ emu_fiber_init(emu_fiber_t *f, void (*run)(void))
 
     /* `run` begins as if it had been called: 16-byte aligned plus 8 */
 
-    top = (uintptr_t *) (f->stack + EMU_STACK - 64);
+    top = (uintptr_t *) (f->stack + EMU_STACK - 56);
     top[0] = 0;
     top[-1] = (uintptr_t) run;
     f->sp = top - 7;

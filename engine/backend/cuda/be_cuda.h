@@ -1,0 +1,282 @@
+/*
+ * The CUDA backend's inside: what its files share.  One be_t is one rank on
+ * one device (rank modulo devices), with a stream of its own; products compute
+ * in BF16, or in FP8 where the weights are FP8 in blocks of 128 x 128.
+ *
+ *     be_cuda.c          opening, memory, copies, the table of operations
+ *     be_cuda_step.c     a step's arrays on the device; recording and replay
+ *     be_cuda_weight.c   matrices: converted, staged, uploaded
+ *     be_cuda_kv.c       the KV pool
+ *     be_cuda_ops.c      operations, as launches
+ *     be_cuda_moe.c      router and experts
+ *     be_cuda_blas.c     cuBLASLt
+ *     cu_*.cu, cu_*.h    kernels, behind C functions that queue them
+ *
+ * Memory of activations is float32 as backend.h says.  Inputs of products are
+ * made in scratch memory; what norm() gives is made there right away, and the
+ * product that follows finds it (cuda->made).  What mla_query(), mla_attend()
+ * and mla_value() give is BF16.
+ *
+ * A failure is kept (cuda->failed) and told by the next sync(), begin() or
+ * end(); operations do nothing after it.
+ */
+
+#ifndef BE_CUDA_H
+#define BE_CUDA_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include <cuda_runtime_api.h>
+
+#include "backend/backend.h"
+#include "backend/cuda/cu_gate.h"
+#include "backend/cuda/cu_latent.h"
+#include "backend/cuda/cu_mm.h"
+#include "backend/cuda/cu_rows.h"
+
+
+#define CUDA_ALIGN    64             /* elements that a row is rounded up to */
+#define CUDA_STAGE    (4u << 20)     /* bytes of a staging buffer */
+#define CUDA_STAGES   3
+#define CUDA_RECORDS  64             /* recorded steps that are kept */
+
+
+/* A matrix in the device's memory; parts (heads) follow each other. */
+
+struct be_weight_s {
+    cu_matrix_t      m;              /* n: all parts' rows */
+    uint32_t         parts;
+    int              wide;           /* a table of float32 */
+    void            *data;
+    void            *scale;
+    size_t           size;
+};
+
+struct be_kv_s {
+    uint32_t         layers;
+    uint32_t         blocks;
+    uint32_t         dim;
+    size_t           block_size;     /* bytes of a block in one layer */
+    uint8_t         *data;
+
+    /* For copies by other threads. */
+    pthread_mutex_t  lock;
+    cudaStream_t     stream;
+    uint8_t         *stage;          /* pinned, a block of all layers */
+};
+
+/* Scratch memory by use; each grows to the largest step so far. */
+
+typedef enum {
+    CUDA_ACT_H = 0,                  /* what norm() left for products */
+    CUDA_ACT_H8,                     /* the same in FP8 */
+    CUDA_ACT,                        /* inputs of a product */
+    CUDA_ACT2,
+    CUDA_UP,                         /* of an MLP: gate, */
+    CUDA_UP2,                        /* up */
+    CUDA_QUERY,
+    CUDA_LOGITS,
+    CUDA_ROPE,
+    CUDA_PAIRS,
+    CUDA_PAIRS_HOST,                 /* pairs that the host sorted */
+    CUDA_SCRATCH_MAX
+} cuda_scratch_t;
+
+/* A batch as the kernels see it, be_batch_t's `device`. */
+
+typedef struct {
+    cu_batch_t           b;
+    float               *rope;       /* [rows][rope], by cu_rope_table() */
+    int                  rope_made;  /* in this step */
+} cuda_batch_t;
+
+typedef struct {
+    uint64_t             key;        /* 0: free */
+    uint64_t             used;
+    cudaGraphExec_t      exec;       /* NULL: seen once, not yet recorded */
+} cuda_record_t;
+
+/* An array of MLPs on the device. */
+
+typedef struct cuda_mlps_s  cuda_mlps_t;
+
+struct cuda_mlps_s {
+    cuda_mlps_t         *next;
+    const be_mlp_t      *mlp;        /* the host's, which it was made of */
+    uint32_t             n;
+    cu_matrix_t         *m;          /* [3][n]: all w1, all w3, all w2 */
+};
+
+typedef struct cuda_blas_s  cuda_blas_t;
+
+typedef struct {
+    be_t                 be;         /* first */
+    be_options_t         opt;
+    int                  device;
+    int                  sms;
+    char                *path;
+    cudaStream_t         stream;
+    cuda_blas_t         *blas;       /* NULL: there is no cuBLASLt */
+
+    int                  failed;
+    char                 why[ERR_LEN];
+
+    void                *scratch[CUDA_SCRATCH_MAX];
+    size_t               scratch_size[CUDA_SCRATCH_MAX];
+
+    /* Whose BF16 or FP8 copy CUDA_ACT_H and CUDA_ACT_H8 hold. */
+    const float         *made;
+    uint32_t             made_rows;
+    uint32_t             made_dim;
+    cu_act_t             made_act[2];    /* by type */
+    int                  fp8;        /* there are FP8 matrices */
+
+    /* be_cuda_step.c */
+    be_step_t           *step;
+    cuda_batch_t         batch[2];
+    uint8_t             *host;       /* pinned */
+    uint8_t             *dev;
+    size_t               step_size;
+    const uint32_t      *dev_row;
+    const uint32_t      *dev_from;
+    uint32_t            *map;        /* [map_size] sequences to their index */
+    uint32_t             map_size;
+    cuda_record_t        record[CUDA_RECORDS];
+    cuda_record_t       *recording;
+    uint64_t             steps;
+    atomic_int           forget;
+    cudaEvent_t          stepped;    /* the end of the last step */
+    float               *freq;       /* of the rope, on the device */
+    float               *host_freq;
+    uint32_t             rope_dim;
+
+    /* be_cuda_weight.c */
+    cudaStream_t         load;
+    uint8_t             *stage[CUDA_STAGES];
+    cudaEvent_t          staged[CUDA_STAGES];
+    uint32_t             next_stage;
+
+    cuda_mlps_t         *mlps;
+} be_cuda_t;
+
+
+/* be_cuda.c */
+
+/* Keeps the first failure; -1 if `rc`, a cudaError_t, is one. */
+int be_cuda_check(be_cuda_t *cuda, int rc, const char *what);
+void be_cuda_fail(be_cuda_t *cuda, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* Makes the device this thread's.  0, or -1. */
+int be_cuda_enter(be_cuda_t *cuda);
+
+/* At least `size` bytes for that use, their content undefined; or NULL. */
+void *be_cuda_scratch(be_cuda_t *cuda, cuda_scratch_t use, size_t size);
+
+/* be_cuda_step.c */
+int be_cuda_begin(be_t *be, be_step_t *step, char *err);
+int be_cuda_end(be_t *be, char *err);
+void be_cuda_forget(be_t *be);
+void be_cuda_step_close(be_cuda_t *cuda);
+
+/* Drops what was recorded.  By the leader, while nothing is recorded. */
+void be_cuda_drop(be_cuda_t *cuda);
+
+/*
+ * The rows that a step of `n` is padded to where there is room for `max`; n
+ * itself if it is too large to be recorded.
+ */
+uint32_t be_cuda_bucket(uint32_t n, uint32_t max);
+
+/* The batch on the device; outside of a step of a test's own making. */
+cuda_batch_t *be_cuda_batch(be_cuda_t *cuda, const be_batch_t *b);
+
+/* Cosines and sines of a batch's rows, made once a step. */
+const float *be_cuda_rope(be_cuda_t *cuda, cuda_batch_t *b,
+    const be_rope_t *rope);
+
+/* be_cuda_weight.c */
+be_weight_t *be_cuda_weight(be_t *be, const be_tensor_t *t, size_t *copies,
+    char *err);
+be_weight_t *be_cuda_weight_t(be_t *be, const be_tensor_t *t, uint32_t parts,
+    size_t *copies, char *err);
+be_weight_t *be_cuda_table(be_t *be, const be_tensor_t *t, size_t *copies,
+    char *err);
+void be_cuda_weight_free(be_t *be, be_weight_t *w);
+void be_cuda_weight_tensor(const be_weight_t *w, be_tensor_t *t);
+void be_cuda_weight_close(be_cuda_t *cuda);
+
+/* be_cuda_kv.c */
+be_kv_t *be_cuda_kv_open(be_t *be, uint32_t layers, uint32_t blocks,
+    const be_mla_t *mla, char *err);
+void be_cuda_kv_free(be_t *be, be_kv_t *kv);
+size_t be_cuda_kv_block_size(const be_kv_t *kv);
+void be_cuda_kv_read(be_t *be, be_kv_t *kv, int32_t block, void *dst);
+void be_cuda_kv_write(be_t *be, be_kv_t *kv, int32_t block, const void *src);
+
+/* be_cuda_ops.c */
+void be_cuda_embed(be_t *be, const be_weight_t *w, const be_batch_t *b,
+    float *x);
+void be_cuda_norm(be_t *be, const float *w, float eps, const float *x,
+    uint32_t rows, uint32_t dim, float *y);
+void be_cuda_linear(be_t *be, const be_weight_t *w, const float *x,
+    uint32_t rows, float *y);
+void be_cuda_linear_add(be_t *be, const be_weight_t *w, const float *x,
+    uint32_t rows, float *y);
+void be_cuda_mla_cache(be_t *be, be_kv_t *kv, uint32_t layer,
+    const be_mla_t *mla, const be_rope_t *rope, const float *w, float eps,
+    const float *kva, const be_batch_t *b);
+void be_cuda_mla_query(be_t *be, const be_mla_t *mla, const be_rope_t *rope,
+    const be_weight_t *w_uk, const float *q, const be_batch_t *b, float *ql);
+void be_cuda_mla_attend(be_t *be, be_kv_t *kv, uint32_t layer,
+    const be_mla_t *mla, float scale, const float *ql, const be_batch_t *b,
+    float *ol);
+void be_cuda_mla_value(be_t *be, const be_mla_t *mla, const be_weight_t *w_uv,
+    const float *ol, uint32_t rows, float *o);
+void be_cuda_combine(be_t *be, const float *c, const float *weight,
+    uint32_t rows, uint32_t top_k, uint32_t hidden, float *x);
+void be_cuda_gather(be_t *be, const float *x, const uint32_t *row, uint32_t n,
+    uint32_t dim, float *y);
+void be_cuda_join(be_t *be, const float *a, const float *b, uint32_t rows,
+    uint32_t dim, float *y);
+
+/* Memory that held a product's inputs has new content. */
+void be_cuda_wrote(be_cuda_t *cuda, const float *y);
+
+/* Room for rows of inputs of a product with matrices of that type. */
+int be_cuda_act(be_cuda_t *cuda, cuda_scratch_t use, cu_mm_type_t type,
+    uint32_t rows, uint32_t dim, cu_act_t *act);
+
+/*
+ * Rows row … row + rows - 1 of x, [all][dim], as inputs of a product: what
+ * norm() has made of x, if it has, else made now.
+ */
+int be_cuda_input(be_cuda_t *cuda, const float *x, uint32_t all, uint32_t row,
+    uint32_t rows, uint32_t dim, cu_mm_type_t type, cu_act_t *act);
+
+/* A product, by whoever can do it. */
+int be_cuda_mm(be_cuda_t *cuda, const cu_mm_t *p);
+
+/* be_cuda_moe.c */
+void be_cuda_mlp_add(be_t *be, const be_mlp_t *mlp, const float *x,
+    uint32_t rows, float *y);
+void be_cuda_gate(be_t *be, const be_gate_t *g, const float *w,
+    const float *bias, const float *x, uint32_t rows, uint32_t hidden,
+    int32_t *id, float *weight);
+void be_cuda_route(be_t *be, const be_route_t *r, be_pairs_t *pairs);
+void be_cuda_experts(be_t *be, const be_mlp_t *mlp, const be_pairs_t *pairs);
+void be_cuda_moe_close(be_cuda_t *cuda);
+
+/*
+ * be_cuda_blas.c: cuBLASLt, if its library can be loaded; NULL, with the reason
+ * in `err`, if not.  `fixed`: one algorithm for each shape of matrix, whatever
+ * the rows, and no sums in an order that the rows decide.
+ */
+cuda_blas_t *be_cuda_blas_open(int fixed, char *err);
+void be_cuda_blas_close(cuda_blas_t *blas);
+
+/* 0; 1: it does not do this one; or -1, failed. */
+int be_cuda_blas_mm(be_cuda_t *cuda, cuda_blas_t *blas, const cu_mm_t *p);
+
+#endif /* BE_CUDA_H */

@@ -1,0 +1,510 @@
+/*
+ * Products in BF16 through cuBLASLt, which is loaded when a backend is opened:
+ * a build with CUDA starts where its libraries are not.
+ *
+ * cuBLASLt's matrices are by columns.  Ours, y [rows][n] = x [rows][k] w^T, is
+ * the same memory as Y = W^T X with Y n by rows, W k by n and X k by rows.
+ *
+ * What the heuristic chose for a shape is kept; with recorded steps' few sizes
+ * these are few.
+ */
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/cuda/be_cuda.h"
+
+#ifndef CU_EMU
+
+#include <cublasLt.h>
+
+
+#define BLAS_WORKSPACE  (32u << 20)
+#define BLAS_PLANS      1024         /* a power of two */
+
+
+
+typedef struct {
+    uint64_t                n;       /* 0: free */
+    uint64_t                k;
+    uint64_t                rows;
+    uint64_t                ldw;
+    uint64_t                ldx;
+    uint64_t                ldy;
+    uint64_t                batch;
+    uint64_t                stride[3];
+    uint64_t                align;   /* of all three, bytes */
+    uint64_t                narrow;
+    uint64_t                add;
+} blas_shape_t;
+
+typedef struct {
+    blas_shape_t            shape;
+    int                     none;    /* there is no algorithm */
+    cublasLtMatrixLayout_t  w;
+    cublasLtMatrixLayout_t  x;
+    cublasLtMatrixLayout_t  y;
+    cublasLtMatmulAlgo_t    algo;
+} blas_plan_t;
+
+struct cuda_blas_s {
+    void                       *library;
+    cublasLtHandle_t            handle;
+    cublasLtMatmulDesc_t        desc;
+    cublasLtMatmulPreference_t  preference;
+    void                       *workspace;
+    blas_plan_t                *plan;        /* [BLAS_PLANS] */
+    uint32_t                    n_plans;
+
+    cublasStatus_t (*create)(cublasLtHandle_t *);
+    cublasStatus_t (*destroy)(cublasLtHandle_t);
+    cublasStatus_t (*matmul)(cublasLtHandle_t, cublasLtMatmulDesc_t,
+        const void *, const void *, cublasLtMatrixLayout_t, const void *,
+        cublasLtMatrixLayout_t, const void *, const void *,
+        cublasLtMatrixLayout_t, void *, cublasLtMatrixLayout_t,
+        const cublasLtMatmulAlgo_t *, void *, size_t, cudaStream_t);
+    cublasStatus_t (*desc_create)(cublasLtMatmulDesc_t *,
+        cublasComputeType_t, cudaDataType_t);
+    cublasStatus_t (*desc_destroy)(cublasLtMatmulDesc_t);
+    cublasStatus_t (*desc_set)(cublasLtMatmulDesc_t,
+        cublasLtMatmulDescAttributes_t, const void *, size_t);
+    cublasStatus_t (*layout_create)(cublasLtMatrixLayout_t *, cudaDataType,
+        uint64_t, uint64_t, int64_t);
+    cublasStatus_t (*layout_destroy)(cublasLtMatrixLayout_t);
+    cublasStatus_t (*layout_set)(cublasLtMatrixLayout_t,
+        cublasLtMatrixLayoutAttribute_t, const void *, size_t);
+    cublasStatus_t (*preference_create)(cublasLtMatmulPreference_t *);
+    cublasStatus_t (*preference_destroy)(cublasLtMatmulPreference_t);
+    cublasStatus_t (*preference_set)(cublasLtMatmulPreference_t,
+        cublasLtMatmulPreferenceAttributes_t, const void *, size_t);
+    cublasStatus_t (*heuristic)(cublasLtHandle_t, cublasLtMatmulDesc_t,
+        cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+        cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+        cublasLtMatmulPreference_t, int, cublasLtMatmulHeuristicResult_t *,
+        int *);
+};
+
+
+static int blas_load(cuda_blas_t *blas, char *err);
+static void blas_shape(const cu_mm_t *p, blas_shape_t *s);
+static uint32_t blas_align(const void *p, size_t ld, size_t stride);
+static blas_plan_t *blas_plan(cuda_blas_t *blas, const blas_shape_t *s);
+static int blas_choose(cuda_blas_t *blas, blas_plan_t *plan);
+static int blas_layout(cuda_blas_t *blas, cublasLtMatrixLayout_t *layout,
+    cudaDataType type, uint64_t rows, uint64_t cols, uint64_t ld,
+    uint64_t batch, uint64_t stride);
+static void blas_plan_free(cuda_blas_t *blas, blas_plan_t *plan);
+
+
+cuda_blas_t *
+be_cuda_blas_open(int fixed, char *err)
+{
+    size_t               size;
+    cuda_blas_t         *blas;
+    cublasOperation_t    turn;
+
+    /* Which algorithm it takes depends on how many rows there are. */
+
+    if (fixed) {
+        snprintf(err, ERR_LEN, "not used, as results would depend on the "
+                 "batch");
+        return NULL;
+    }
+
+    blas = calloc(1, sizeof(cuda_blas_t));
+    if (blas == NULL) {
+        snprintf(err, ERR_LEN, "no memory");
+        return NULL;
+    }
+
+    if (blas_load(blas, err) != 0) {
+        goto failed;
+    }
+
+    blas->plan = calloc(BLAS_PLANS, sizeof(blas_plan_t));
+    turn = CUBLAS_OP_T;
+    size = BLAS_WORKSPACE;
+
+    if (blas->plan == NULL || blas->create(&blas->handle) != 0
+        || blas->desc_create(&blas->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) != 0
+        || blas->desc_set(blas->desc, CUBLASLT_MATMUL_DESC_TRANSA, &turn,
+                          sizeof(turn)) != 0
+        || blas->preference_create(&blas->preference) != 0
+        || blas->preference_set(blas->preference,
+                                CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                &size, sizeof(size)) != 0
+        || cudaMalloc(&blas->workspace, size) != 0)
+    {
+        snprintf(err, ERR_LEN, "cuBLASLt cannot be started");
+        (void) cudaGetLastError();
+        goto failed;
+    }
+
+    return blas;
+
+failed:
+
+    be_cuda_blas_close(blas);
+
+    return NULL;
+}
+
+
+static int
+blas_load(cuda_blas_t *blas, char *err)
+{
+    uint32_t  i;
+
+    static const char *const  names[] = {
+        "libcublasLt.so.13", "libcublasLt.so.12"
+    };
+
+    const struct {
+        void        *at;
+        const char  *name;
+    } calls[] = {
+        { &blas->create, "cublasLtCreate" },
+        { &blas->destroy, "cublasLtDestroy" },
+        { &blas->matmul, "cublasLtMatmul" },
+        { &blas->desc_create, "cublasLtMatmulDescCreate" },
+        { &blas->desc_destroy, "cublasLtMatmulDescDestroy" },
+        { &blas->desc_set, "cublasLtMatmulDescSetAttribute" },
+        { &blas->layout_create, "cublasLtMatrixLayoutCreate" },
+        { &blas->layout_destroy, "cublasLtMatrixLayoutDestroy" },
+        { &blas->layout_set, "cublasLtMatrixLayoutSetAttribute" },
+        { &blas->preference_create, "cublasLtMatmulPreferenceCreate" },
+        { &blas->preference_destroy, "cublasLtMatmulPreferenceDestroy" },
+        { &blas->preference_set, "cublasLtMatmulPreferenceSetAttribute" },
+        { &blas->heuristic, "cublasLtMatmulAlgoGetHeuristic" }
+    };
+
+    for (i = 0; i < 2 && blas->library == NULL; i++) {
+        blas->library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
+    }
+
+    if (blas->library == NULL) {
+        snprintf(err, ERR_LEN, "%s", dlerror());
+        return -1;
+    }
+
+    for (i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
+        *(void **) calls[i].at = dlsym(blas->library, calls[i].name);
+
+        if (*(void **) calls[i].at == NULL) {
+            snprintf(err, ERR_LEN, "libcublasLt has no %s", calls[i].name);
+            return -1;
+        }
+    }
+
+    return 0;
+}
+
+
+void
+be_cuda_blas_close(cuda_blas_t *blas)
+{
+    uint32_t  i;
+
+    if (blas == NULL) {
+        return;
+    }
+
+    for (i = 0; blas->plan != NULL && i < BLAS_PLANS; i++) {
+        blas_plan_free(blas, &blas->plan[i]);
+    }
+
+    if (blas->preference != NULL) {
+        (void) blas->preference_destroy(blas->preference);
+    }
+
+    if (blas->desc != NULL) {
+        (void) blas->desc_destroy(blas->desc);
+    }
+
+    if (blas->handle != NULL) {
+        (void) blas->destroy(blas->handle);
+    }
+
+    (void) cudaFree(blas->workspace);
+
+    if (blas->library != NULL) {
+        (void) dlclose(blas->library);
+    }
+
+    free(blas->plan);
+    free(blas);
+}
+
+
+int
+be_cuda_blas_mm(be_cuda_t *cuda, cuda_blas_t *blas, const cu_mm_t *p)
+{
+    float          one, beta;
+    blas_plan_t   *plan;
+    blas_shape_t   s;
+    cublasStatus_t rc;
+
+    if (p->m.type != CU_MM_BF16) {
+        return 1;
+    }
+
+    blas_shape(p, &s);
+
+    /* Tensor cores are fed 16 bytes at a time. */
+
+    if (s.align < 16 && p->m.n * (uint64_t) p->m.k < 65536) {
+        return 1;
+    }
+
+    plan = blas_plan(blas, &s);
+
+    if (plan == NULL || plan->none) {
+        return 1;
+    }
+
+    one = 1.0f;
+    beta = p->add ? 1.0f : 0.0f;
+
+    rc = blas->matmul(blas->handle, blas->desc, &one, p->m.w, plan->w, p->x.x,
+                      plan->x, &beta, p->y, plan->y, p->y, plan->y,
+                      &plan->algo, blas->workspace, BLAS_WORKSPACE,
+                      cuda->stream);
+
+    if (rc != CUBLAS_STATUS_SUCCESS) {
+        be_cuda_fail(cuda, "CUDA device %d: cuBLASLt failed with status %d in "
+                     "a product of %u rows with a matrix of %u x %u",
+                     cuda->device, (int) rc, p->rows, p->m.n, p->m.k);
+        return -1;
+    }
+
+    return 0;
+}
+
+
+static void
+blas_shape(const cu_mm_t *p, blas_shape_t *s)
+{
+    uint32_t  a, b;
+
+    memset(s, 0, sizeof(blas_shape_t));
+
+    s->n = p->m.n;
+    s->k = p->m.k;
+    s->rows = p->rows;
+    s->ldw = p->m.ld;
+    s->ldx = p->x.ld;
+    s->ldy = p->ldy;
+    s->batch = p->batch;
+    s->narrow = p->narrow;
+    s->add = p->add;
+
+    if (p->batch > 1) {
+        s->stride[0] = p->stride_w;
+        s->stride[1] = p->stride_x;
+        s->stride[2] = p->stride_y;
+    }
+
+    a = blas_align(p->m.w, p->m.ld * (size_t) 2, s->stride[0] * 2);
+    b = blas_align(p->x.x, p->x.ld * (size_t) 2, s->stride[1] * 2);
+    a = a < b ? a : b;
+    b = blas_align(p->y, p->ldy * (p->narrow ? 2 : 4),
+                   s->stride[2] * (p->narrow ? 2 : 4));
+    s->align = a < b ? a : b;
+}
+
+
+static uint32_t
+blas_align(const void *p, size_t ld, size_t stride)
+{
+    uint32_t  i;
+
+    for (i = 16; i > 1; i /= 2) {
+        if (((uintptr_t) p | ld | stride) % i == 0) {
+            break;
+        }
+    }
+
+    return i;
+}
+
+
+/* NULL: no memory, or no place. */
+
+static blas_plan_t *
+blas_plan(cuda_blas_t *blas, const blas_shape_t *s)
+{
+    size_t         i;
+    uint64_t       h;
+    blas_plan_t   *plan;
+
+    h = s->n * 0x9e3779b97f4a7c15u ^ s->k * 0xbf58476d1ce4e5b9u
+        ^ s->rows * 0x94d049bb133111ebu ^ s->batch << 7 ^ s->add
+        ^ s->narrow << 1;
+    h ^= h >> 29;
+
+    for (i = 0; i < BLAS_PLANS; i++) {
+        plan = &blas->plan[(h + i) % BLAS_PLANS];
+
+        if (plan->shape.n == 0) {
+            break;
+        }
+
+        if (memcmp(&plan->shape, s, sizeof(blas_shape_t)) == 0) {
+            return plan;
+        }
+    }
+
+    /* Prompts come in any length: what was kept makes room, all at once. */
+
+    if (blas->n_plans == BLAS_PLANS / 2) {
+        for (i = 0; i < BLAS_PLANS; i++) {
+            blas_plan_free(blas, &blas->plan[i]);
+        }
+
+        blas->n_plans = 0;
+        plan = &blas->plan[h % BLAS_PLANS];
+    }
+
+    plan->shape = *s;
+    blas->n_plans++;
+    plan->none = (blas_choose(blas, plan) != 0);
+
+    return plan;
+}
+
+
+static int
+blas_choose(cuda_blas_t *blas, blas_plan_t *plan)
+{
+    int                               n;
+    uint32_t                          align;
+    const blas_shape_t               *s;
+    cublasLtMatmulHeuristicResult_t   found;
+
+    s = &plan->shape;
+    align = (uint32_t) s->align;
+
+    if (blas_layout(blas, &plan->w, CUDA_R_16BF, s->k, s->n, s->ldw, s->batch,
+                    s->stride[0]) != 0
+        || blas_layout(blas, &plan->x, CUDA_R_16BF, s->k, s->rows, s->ldx,
+                       s->batch, s->stride[1]) != 0
+        || blas_layout(blas, &plan->y, s->narrow ? CUDA_R_16BF : CUDA_R_32F,
+                       s->n, s->rows, s->ldy, s->batch, s->stride[2]) != 0
+        || blas->preference_set(blas->preference,
+                                CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+                                &align, sizeof(align)) != 0
+        || blas->preference_set(blas->preference,
+                                CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                                &align, sizeof(align)) != 0
+        || blas->preference_set(blas->preference,
+                                CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                                &align, sizeof(align)) != 0
+        || blas->preference_set(blas->preference,
+                                CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+                                &align, sizeof(align)) != 0)
+    {
+        return -1;
+    }
+
+    n = 0;
+
+    if (blas->heuristic(blas->handle, blas->desc, plan->w, plan->x, plan->y,
+                        plan->y, blas->preference, 1, &found, &n) != 0
+        || n == 0)
+    {
+        return -1;
+    }
+
+    plan->algo = found.algo;
+
+    return 0;
+}
+
+
+static int
+blas_layout(cuda_blas_t *blas, cublasLtMatrixLayout_t *layout,
+    cudaDataType type, uint64_t rows, uint64_t cols, uint64_t ld,
+    uint64_t batch, uint64_t stride)
+{
+    int32_t  count;
+    int64_t  offset;
+
+    if (blas->layout_create(layout, type, rows, cols, (int64_t) ld) != 0) {
+        *layout = NULL;
+        return -1;
+    }
+
+    if (batch <= 1) {
+        return 0;
+    }
+
+    count = (int32_t) batch;
+    offset = (int64_t) stride;
+
+    if (blas->layout_set(*layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count,
+                         sizeof(count)) != 0
+        || blas->layout_set(*layout,
+                            CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                            &offset, sizeof(offset)) != 0)
+    {
+        return -1;
+    }
+
+    return 0;
+}
+
+
+static void
+blas_plan_free(cuda_blas_t *blas, blas_plan_t *plan)
+{
+    if (plan->w != NULL) {
+        (void) blas->layout_destroy(plan->w);
+    }
+
+    if (plan->x != NULL) {
+        (void) blas->layout_destroy(plan->x);
+    }
+
+    if (plan->y != NULL) {
+        (void) blas->layout_destroy(plan->y);
+    }
+
+    memset(plan, 0, sizeof(blas_plan_t));
+}
+
+
+#else
+
+/* The emulator has no libraries. */
+
+cuda_blas_t *
+be_cuda_blas_open(int fixed, char *err)
+{
+    (void) fixed;
+
+    snprintf(err, ERR_LEN, "there is no cuBLASLt to emulate");
+
+    return NULL;
+}
+
+
+void
+be_cuda_blas_close(cuda_blas_t *blas)
+{
+    (void) blas;
+}
+
+
+int
+be_cuda_blas_mm(be_cuda_t *cuda, cuda_blas_t *blas, const cu_mm_t *p)
+{
+    (void) cuda;
+    (void) blas;
+    (void) p;
+
+    return 1;
+}
+
+#endif /* CU_EMU */

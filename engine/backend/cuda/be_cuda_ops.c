@@ -1,0 +1,472 @@
+/*
+ * Operations but for router and experts.
+ */
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/cuda/be_cuda.h"
+
+
+static void ops_linear(be_cuda_t *cuda, const be_weight_t *w, const float *x,
+    uint32_t rows, float *y, int add);
+static void ops_latent(cu_latent_t *l, const be_mla_t *mla);
+static const uint32_t *ops_rows(be_cuda_t *cuda, const uint32_t *row);
+
+
+void
+be_cuda_wrote(be_cuda_t *cuda, const float *y)
+{
+    if (cuda->made == y) {
+        cuda->made = NULL;
+    }
+}
+
+
+int
+be_cuda_act(be_cuda_t *cuda, cuda_scratch_t use, cu_mm_type_t type,
+    uint32_t rows, uint32_t dim, cu_act_t *act)
+{
+    size_t   size, scales;
+    uint8_t  *p;
+
+    memset(act, 0, sizeof(cu_act_t));
+
+    if (type == CU_MM_FP8) {
+        act->ld = (dim + CU_GROUP - 1) / CU_GROUP * CU_GROUP;
+        act->ld_scale = (rows + 3) / 4 * 4;
+        size = ((size_t) rows * act->ld + 255) / 256 * 256;
+        scales = (size_t) act->ld / CU_GROUP * act->ld_scale * sizeof(float);
+
+    } else {
+        act->ld = (dim + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
+        size = (size_t) rows * act->ld * sizeof(uint16_t);
+        scales = 0;
+    }
+
+    p = be_cuda_scratch(cuda, use, size + scales);
+
+    if (p == NULL) {
+        return -1;
+    }
+
+    act->x = p;
+    act->scale = (type == CU_MM_FP8) ? (float *) (void *) (p + size) : NULL;
+
+    return 0;
+}
+
+
+int
+be_cuda_input(be_cuda_t *cuda, const float *x, uint32_t all, uint32_t row,
+    uint32_t rows, uint32_t dim, cu_mm_type_t type, cu_act_t *act)
+{
+    int             known;
+    cu_src_t        src;
+    cuda_scratch_t  use;
+
+    known = (cuda->made == x && cuda->made_rows == all
+             && cuda->made_dim == dim);
+
+    if (known && cuda->made_act[type].x != NULL) {
+        *act = cuda->made_act[type];
+        act->x = (uint8_t *) act->x
+                 + (size_t) row * act->ld * (type == CU_MM_FP8 ? 1 : 2);
+        act->scale = (act->scale != NULL) ? act->scale + row : NULL;
+        return 0;
+    }
+
+    known = known && rows == all;
+    use = !known ? CUDA_ACT : (type == CU_MM_FP8) ? CUDA_ACT_H8 : CUDA_ACT_H;
+
+    if (be_cuda_act(cuda, use, type, rows, dim, act) != 0) {
+        return -1;
+    }
+
+    memset(&src, 0, sizeof(src));
+    src.x = x + (size_t) row * dim;
+    src.ld = dim;
+    src.rows = rows;
+    src.dim = dim;
+
+    if (be_cuda_check(cuda, cu_act(&src, act, cuda->stream), "inputs") != 0) {
+        return -1;
+    }
+
+    if (known) {
+        cuda->made_act[type] = *act;
+    }
+
+    return 0;
+}
+
+
+int
+be_cuda_mm(be_cuda_t *cuda, const cu_mm_t *p)
+{
+    int  rc;
+
+    rc = (cuda->blas != NULL) ? be_cuda_blas_mm(cuda, cuda->blas, p) : 1;
+
+    if (rc <= 0) {
+        return rc;
+    }
+
+    return be_cuda_check(cuda, cu_mm_simple(p, cuda->stream), "product");
+}
+
+
+void
+be_cuda_embed(be_t *be, const be_weight_t *w, const be_batch_t *b, float *x)
+{
+    be_cuda_t     *cuda;
+    cuda_batch_t  *batch;
+
+    cuda = (be_cuda_t *) be;
+    batch = be_cuda_batch(cuda, b);
+
+    if (batch == NULL || cuda->failed) {
+        return;
+    }
+
+    be_cuda_wrote(cuda, x);
+    (void) be_cuda_check(cuda, cu_embed(w->data, w->wide, &batch->b, w->m.k,
+                                        x, cuda->stream), "embedding");
+}
+
+
+void
+be_cuda_norm(be_t *be, const float *w, float eps, const float *x,
+    uint32_t rows, uint32_t dim, float *y)
+{
+    be_cuda_t     *cuda;
+    cu_mm_type_t   type;
+
+    cuda = (be_cuda_t *) be;
+
+    if (cuda->failed || rows == 0) {
+        return;
+    }
+
+    type = cuda->fp8 ? CU_MM_FP8 : CU_MM_BF16;
+    memset(cuda->made_act, 0, sizeof(cuda->made_act));
+    cuda->made = NULL;
+
+    if (dim > CU_NORM_MAX) {
+        be_cuda_fail(cuda, "a norm of %u elements: %u are possible", dim,
+                     CU_NORM_MAX);
+        return;
+    }
+
+    if (be_cuda_act(cuda, cuda->fp8 ? CUDA_ACT_H8 : CUDA_ACT_H, type, rows,
+                    dim, &cuda->made_act[type])
+        != 0
+        || be_cuda_check(cuda, cu_norm(w, eps, x, rows, dim, y,
+                                       &cuda->made_act[type], cuda->stream),
+                         "norm")
+           != 0)
+    {
+        return;
+    }
+
+    cuda->made = y;
+    cuda->made_rows = rows;
+    cuda->made_dim = dim;
+}
+
+
+void
+be_cuda_linear(be_t *be, const be_weight_t *w, const float *x, uint32_t rows,
+    float *y)
+{
+    ops_linear((be_cuda_t *) be, w, x, rows, y, 0);
+}
+
+
+void
+be_cuda_linear_add(be_t *be, const be_weight_t *w, const float *x,
+    uint32_t rows, float *y)
+{
+    ops_linear((be_cuda_t *) be, w, x, rows, y, 1);
+}
+
+
+static void
+ops_linear(be_cuda_t *cuda, const be_weight_t *w, const float *x,
+    uint32_t rows, float *y, int add)
+{
+    cu_mm_t  p;
+
+    if (cuda->failed || rows == 0) {
+        return;
+    }
+
+    memset(&p, 0, sizeof(p));
+
+    if (be_cuda_input(cuda, x, rows, 0, rows, w->m.k, w->m.type, &p.x) != 0) {
+        return;
+    }
+
+    be_cuda_wrote(cuda, y);
+
+    p.m = w->m;
+    p.y = y;
+    p.ldy = w->m.n;
+    p.rows = rows;
+    p.batch = 1;
+    p.add = add;
+
+    (void) be_cuda_mm(cuda, &p);
+}
+
+
+/* --- latent attention ----------------------------------------------------- */
+
+static void
+ops_latent(cu_latent_t *l, const be_mla_t *mla)
+{
+    l->heads = mla->heads;
+    l->nope = mla->nope;
+    l->rope = mla->rope;
+    l->lora = mla->kv_lora;
+}
+
+
+void
+be_cuda_mla_cache(be_t *be, be_kv_t *kv, uint32_t layer, const be_mla_t *mla,
+    const be_rope_t *rope, const float *w, float eps, const float *kva,
+    const be_batch_t *b)
+{
+    uint8_t       *at;
+    be_cuda_t     *cuda;
+    cu_latent_t    l;
+    const float   *table;
+    cuda_batch_t  *batch;
+
+    cuda = (be_cuda_t *) be;
+    batch = be_cuda_batch(cuda, b);
+
+    if (batch == NULL || cuda->failed) {
+        return;
+    }
+
+    table = be_cuda_rope(cuda, batch, rope);
+
+    if (table == NULL) {
+        return;
+    }
+
+    ops_latent(&l, mla);
+    at = kv->data + (size_t) layer * kv->blocks * kv->block_size;
+
+    (void) be_cuda_check(cuda, cu_cache(&l, &batch->b, table, w, eps, kva, at,
+                                        cuda->stream), "cache");
+}
+
+
+void
+be_cuda_mla_query(be_t *be, const be_mla_t *mla, const be_rope_t *rope,
+    const be_weight_t *w_uk, const float *q, const be_batch_t *b, float *ql)
+{
+    size_t         dim;
+    cu_mm_t        p;
+    be_cuda_t     *cuda;
+    cu_latent_t    l;
+    const float   *table;
+    cuda_batch_t  *batch;
+
+    cuda = (be_cuda_t *) be;
+    batch = be_cuda_batch(cuda, b);
+
+    if (batch == NULL || cuda->failed) {
+        return;
+    }
+
+    table = be_cuda_rope(cuda, batch, rope);
+    memset(&p, 0, sizeof(p));
+
+    p.x.x = be_cuda_scratch(cuda, CUDA_QUERY, (size_t) batch->b.rows
+                                              * mla->heads * mla->nope
+                                              * sizeof(uint16_t));
+
+    if (table == NULL || p.x.x == NULL) {
+        return;
+    }
+
+    ops_latent(&l, mla);
+
+    if (be_cuda_check(cuda, cu_query(&l, &batch->b, table, q, p.x.x, ql,
+                                     cuda->stream), "query")
+        != 0)
+    {
+        return;
+    }
+
+    dim = mla->kv_lora + mla->rope;
+
+    p.m = w_uk->m;
+    p.m.n = mla->kv_lora;
+    p.m.k = mla->nope;
+    p.stride_w = (size_t) (w_uk->m.n / mla->heads) * w_uk->m.ld;
+    p.x.ld = mla->heads * mla->nope;
+    p.stride_x = mla->nope;
+    p.y = ql;
+    p.ldy = mla->heads * dim;
+    p.stride_y = dim;
+    p.rows = batch->b.rows;
+    p.batch = mla->heads;
+    p.narrow = 1;
+
+    (void) be_cuda_mm(cuda, &p);
+}
+
+
+void
+be_cuda_mla_attend(be_t *be, be_kv_t *kv, uint32_t layer, const be_mla_t *mla,
+    float scale, const float *ql, const be_batch_t *b, float *ol)
+{
+    uint8_t       *at;
+    be_cuda_t     *cuda;
+    cu_latent_t    l;
+    cuda_batch_t  *batch;
+
+    cuda = (be_cuda_t *) be;
+    batch = be_cuda_batch(cuda, b);
+
+    if (batch == NULL || cuda->failed) {
+        return;
+    }
+
+    ops_latent(&l, mla);
+    at = kv->data + (size_t) layer * kv->blocks * kv->block_size;
+
+    (void) be_cuda_check(cuda, cu_attend_simple(&l, &batch->b, scale, ql, at,
+                                                ol, cuda->stream),
+                         "attention");
+}
+
+
+/* In BF16 where that is what the product after it wants. */
+
+void
+be_cuda_mla_value(be_t *be, const be_mla_t *mla, const be_weight_t *w_uv,
+    const float *ol, uint32_t rows, float *o)
+{
+    uint32_t    stride;
+    cu_mm_t     p;
+    be_cuda_t  *cuda;
+
+    cuda = (be_cuda_t *) be;
+
+    if (cuda->failed || rows == 0) {
+        return;
+    }
+
+    memset(&p, 0, sizeof(p));
+    stride = w_uv->m.n / mla->heads;
+
+    p.m = w_uv->m;
+    p.m.w = (const uint16_t *) w_uv->m.w
+            + (size_t) (stride - mla->v) * w_uv->m.ld;
+    p.m.n = mla->v;
+    p.m.k = mla->kv_lora;
+    p.stride_w = (size_t) stride * w_uv->m.ld;
+    p.x.x = (void *) (uintptr_t) ol;
+    p.x.ld = mla->heads * mla->kv_lora;
+    p.stride_x = mla->kv_lora;
+    p.y = o;
+    p.ldy = (size_t) mla->heads * mla->v;
+    p.stride_y = mla->v;
+    p.rows = rows;
+    p.batch = mla->heads;
+    p.narrow = !cuda->fp8;
+
+    be_cuda_wrote(cuda, o);
+
+    if (be_cuda_mm(cuda, &p) != 0 || cuda->fp8) {
+        return;
+    }
+
+    memset(cuda->made_act, 0, sizeof(cuda->made_act));
+    cuda->made = o;
+    cuda->made_rows = rows;
+    cuda->made_dim = mla->heads * mla->v;
+    cuda->made_act[CU_MM_BF16].x = o;
+    cuda->made_act[CU_MM_BF16].ld = mla->heads * mla->v;
+}
+
+
+/* --- rows ------------------------------------------------------------------- */
+
+void
+be_cuda_combine(be_t *be, const float *c, const float *weight, uint32_t rows,
+    uint32_t top_k, uint32_t hidden, float *x)
+{
+    be_cuda_t  *cuda;
+
+    cuda = (be_cuda_t *) be;
+
+    if (cuda->failed) {
+        return;
+    }
+
+    be_cuda_wrote(cuda, x);
+    (void) be_cuda_check(cuda, cu_combine(c, weight, rows, top_k, hidden, x,
+                                          cuda->stream), "combine");
+}
+
+
+static const uint32_t *
+ops_rows(be_cuda_t *cuda, const uint32_t *row)
+{
+    if (cuda->step != NULL && row == cuda->step->row) {
+        return cuda->dev_row;
+    }
+
+    if (cuda->step != NULL && row == cuda->step->from) {
+        return cuda->dev_from;
+    }
+
+    be_cuda_fail(cuda, "rows that are not of a step");
+
+    return NULL;
+}
+
+
+void
+be_cuda_gather(be_t *be, const float *x, const uint32_t *row, uint32_t n,
+    uint32_t dim, float *y)
+{
+    be_cuda_t       *cuda;
+    const uint32_t  *dev;
+
+    cuda = (be_cuda_t *) be;
+    dev = ops_rows(cuda, row);
+
+    if (dev == NULL || cuda->failed) {
+        return;
+    }
+
+    be_cuda_wrote(cuda, y);
+    (void) be_cuda_check(cuda, cu_gather(x, dev, n, dim, y, cuda->stream),
+                         "gather");
+}
+
+
+void
+be_cuda_join(be_t *be, const float *a, const float *b, uint32_t rows,
+    uint32_t dim, float *y)
+{
+    be_cuda_t  *cuda;
+
+    cuda = (be_cuda_t *) be;
+
+    if (cuda->failed) {
+        return;
+    }
+
+    be_cuda_wrote(cuda, y);
+    (void) be_cuda_check(cuda, cu_join(a, b, rows, dim, y, cuda->stream),
+                         "join");
+}

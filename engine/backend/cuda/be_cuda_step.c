@@ -1,0 +1,615 @@
+/*
+ * A step's arrays on the device, and steps that are recorded.
+ *
+ * All of them travel as one copy from pinned memory.  In it, of 32-bit words,
+ * with R rows and L rows of logits:
+ *
+ *     id pos seq        R each, of all rows
+ *     row id pos seq    L each, of the rows that give logits
+ *     from              R, of drafts
+ *     at first          R each, of the sequences in the order of their rows
+ *     table             the sequences' KV blocks
+ *
+ * so that places depend on R and L alone.  A step that may be recorded is
+ * padded to one of few sizes; rows of padding have the position CU_NO_ROW and
+ * touch neither cache nor experts.  The first step of a kind and size is
+ * computed as it comes (memory grows, libraries choose), the second is recorded
+ * and launched, all others are launched.
+ */
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/cuda/be_cuda.h"
+
+
+#define STEP_ROWS  256               /* more rows are not recorded */
+#define STEP_WORD  sizeof(uint32_t)
+
+
+/* Where the arrays are, in words. */
+
+typedef struct {
+    size_t    all;
+    size_t    row;
+    size_t    last;
+    size_t    from;
+    size_t    at;
+    size_t    first;
+    size_t    table;
+    size_t    end;
+} step_place_t;
+
+
+static void step_pad(const be_cuda_t *cuda, const be_step_t *step,
+    uint32_t *rows, uint32_t *last);
+static uint32_t step_sequences(be_cuda_t *cuda, const be_batch_t *b,
+    uint32_t *blocks);
+static int step_room(be_cuda_t *cuda, size_t size);
+static void step_rows(uint32_t *to, uint32_t rows, const be_batch_t *b,
+    const uint32_t *map);
+static void step_tables(be_cuda_t *cuda, const be_batch_t *b, uint32_t *at,
+    uint32_t *first, int32_t *table);
+static void step_batch(be_cuda_t *cuda, cuda_batch_t *batch,
+    const step_place_t *p, size_t rows_at, uint32_t rows);
+static int step_record(be_cuda_t *cuda, uint64_t key);
+static int step_recorded(be_cuda_t *cuda);
+static void step_stop(be_cuda_t *cuda);
+
+
+uint32_t
+be_cuda_bucket(uint32_t n, uint32_t max)
+{
+    uint32_t  size;
+
+    if (n == 0 || n > STEP_ROWS) {
+        return n;
+    }
+
+    if (n <= 8) {
+        for (size = 1; size < n; size *= 2) { /* void */ }
+
+    } else {
+        size = (n <= 64) ? 8 : (n <= 128) ? 16 : 32;
+        size = (n + size - 1) / size * size;
+    }
+
+    return size < max ? size : max > n ? max : n;
+}
+
+
+int
+be_cuda_begin(be_t *be, be_step_t *step, char *err)
+{
+    int            rc;
+    uint32_t       rows, last, blocks, *host;
+    uint64_t       key;
+    be_cuda_t     *cuda;
+    step_place_t   p;
+
+    cuda = (be_cuda_t *) be;
+    rc = 0;
+
+    if (be_cuda_enter(cuda) != 0 || cuda->failed) {
+        goto failed;
+    }
+
+    step_stop(cuda);
+
+    if (atomic_exchange(&cuda->forget, 0)) {
+        be_cuda_drop(cuda);
+        be_cuda_moe_close(cuda);
+    }
+
+    cuda->step = step;
+    cuda->made = NULL;
+
+    if (step->all.n_rows == 0) {
+        return 0;
+    }
+
+    step_pad(cuda, step, &rows, &last);
+
+    if (step_sequences(cuda, &step->all, &blocks) == 0) {
+        goto failed;
+    }
+
+    p.all = 0;
+    p.row = 3 * (size_t) rows;
+    p.last = p.row + last;
+    p.from = p.last + 3 * (size_t) last;
+    p.at = p.from + rows;
+    p.first = p.at + rows;
+    p.table = p.first + rows;
+    p.end = p.table + blocks;
+
+    if (step_room(cuda, p.end * STEP_WORD) != 0) {
+        goto failed;
+    }
+
+    host = (uint32_t *) (void *) cuda->host;
+    memset(host, 0, p.table * STEP_WORD);
+
+    step_rows(host + p.all, rows, &step->all, cuda->map);
+    step_rows(host + p.last, last, &step->last, cuda->map);
+
+    if (step->row != NULL) {
+        memcpy(host + p.row, step->row, step->last.n_rows * STEP_WORD);
+    }
+
+    if (step->from != NULL) {
+        memcpy(host + p.from, step->from, step->all.n_rows * STEP_WORD);
+    }
+
+    step_tables(cuda, &step->all, host + p.at, host + p.first,
+                (int32_t *) host + p.table);
+
+    step_batch(cuda, &cuda->batch[0], &p, p.all, rows);
+    step_batch(cuda, &cuda->batch[1], &p, p.last, last);
+
+    cuda->dev_row = (const uint32_t *) (const void *) cuda->dev + p.row;
+    cuda->dev_from = (const uint32_t *) (const void *) cuda->dev + p.from;
+
+    if (be_cuda_check(cuda, cudaMemcpyAsync(cuda->dev, cuda->host,
+                                            p.end * STEP_WORD,
+                                            cudaMemcpyHostToDevice,
+                                            cuda->stream), "rows of a step")
+        != 0)
+    {
+        goto failed;
+    }
+
+    if (step->key != 0 && rows <= STEP_ROWS) {
+        key = (uint64_t) step->key << 48 | (uint64_t) rows << 24 | last;
+        rc = step_record(cuda, key);
+    }
+
+    step->all.n_rows = rows;
+    step->all.device = &cuda->batch[0];
+    step->last.n_rows = last;
+    step->last.device = &cuda->batch[1];
+
+    if (!cuda->failed) {
+        return rc;
+    }
+
+failed:
+
+    snprintf(err, ERR_LEN, "%s", cuda->why);
+
+    return -1;
+}
+
+
+int
+be_cuda_end(be_t *be, char *err)
+{
+    int         rc;
+    be_cuda_t  *cuda;
+
+    cuda = (be_cuda_t *) be;
+    rc = 0;
+
+    if (cuda->recording != NULL) {
+
+        if (cuda->recording->exec != NULL || step_recorded(cuda) == 0) {
+            rc = cudaGraphLaunch(cuda->recording->exec, cuda->stream);
+            (void) be_cuda_check(cuda, rc, "a recorded step");
+        }
+
+        cuda->recording = NULL;
+    }
+
+    (void) be_cuda_check(cuda, cudaEventRecord(cuda->stepped, cuda->stream),
+                         "a step");
+
+    cuda->step = NULL;
+
+    if (cuda->failed) {
+        snprintf(err, ERR_LEN, "%s", cuda->why);
+        return -1;
+    }
+
+    return 0;
+}
+
+
+void
+be_cuda_forget(be_t *be)
+{
+    atomic_store(&((be_cuda_t *) be)->forget, 1);
+}
+
+
+void
+be_cuda_step_close(be_cuda_t *cuda)
+{
+    step_stop(cuda);
+    be_cuda_drop(cuda);
+
+    (void) cudaFreeHost(cuda->host);
+    (void) cudaFree(cuda->dev);
+    (void) cudaFree(cuda->freq);
+    free(cuda->host_freq);
+    free(cuda->map);
+}
+
+
+void
+be_cuda_drop(be_cuda_t *cuda)
+{
+    uint32_t  i;
+
+    for (i = 0; i < CUDA_RECORDS; i++) {
+        if (cuda->record[i].exec != NULL) {
+            (void) cudaGraphExecDestroy(cuda->record[i].exec);
+        }
+
+        memset(&cuda->record[i], 0, sizeof(cuda_record_t));
+    }
+}
+
+
+/* Where every row gives logits both have the same padding. */
+
+static void
+step_pad(const be_cuda_t *cuda, const be_step_t *step, uint32_t *rows,
+    uint32_t *last)
+{
+    uint32_t  max;
+
+    (void) cuda;
+
+    *rows = step->all.n_rows;
+    *last = step->last.n_rows;
+
+    if (step->key == 0 || *rows > STEP_ROWS) {
+        return;
+    }
+
+    if (*rows == *last) {
+        max = step->max_rows < step->max_last ? step->max_rows
+                                              : step->max_last;
+        *rows = be_cuda_bucket(*rows, max);
+        *last = *rows;
+
+    } else {
+        *rows = be_cuda_bucket(*rows, step->max_rows);
+        *last = be_cuda_bucket(*last, step->max_last);
+    }
+}
+
+
+/*
+ * Numbers the sequences that have rows in cuda->map, from one; how many blocks
+ * they have up to their last row.  How many sequences, or 0: no memory.
+ */
+
+static uint32_t
+step_sequences(be_cuda_t *cuda, const be_batch_t *b, uint32_t *blocks)
+{
+    uint32_t  i, n, s, most, *map;
+
+    if (b->n_seqs > cuda->map_size) {
+        map = realloc(cuda->map, 2 * (size_t) b->n_seqs * STEP_WORD);
+
+        if (map == NULL) {
+            be_cuda_fail(cuda, "no memory for %u sequences", b->n_seqs);
+            return 0;
+        }
+
+        cuda->map = map;
+        cuda->map_size = b->n_seqs;
+    }
+
+    /* the second half: blocks of each */
+
+    map = cuda->map;
+    memset(map, 0, 2 * (size_t) cuda->map_size * STEP_WORD);
+    *blocks = 0;
+    n = 0;
+
+    for (i = 0; i < b->n_rows; i++) {
+        s = b->seq[i];
+        most = b->pos[i] / BE_BLOCK + 1;
+
+        if (map[s] == 0) {
+            map[s] = ++n;
+        }
+
+        if (most > map[cuda->map_size + s]) {
+            *blocks += most - map[cuda->map_size + s];
+            map[cuda->map_size + s] = most;
+        }
+    }
+
+    return n;
+}
+
+
+static int
+step_room(be_cuda_t *cuda, size_t size)
+{
+    size_t  n;
+
+    if (size <= cuda->step_size) {
+        return 0;
+    }
+
+    be_cuda_drop(cuda);
+    n = size * 2 + 65536;
+
+    if (be_cuda_check(cuda, cudaStreamSynchronize(cuda->stream), "a kernel")
+        != 0)
+    {
+        return -1;
+    }
+
+    (void) cudaFreeHost(cuda->host);
+    (void) cudaFree(cuda->dev);
+    cuda->host = NULL;
+    cuda->dev = NULL;
+    cuda->step_size = 0;
+
+    if (be_cuda_check(cuda, cudaMallocHost((void **) &cuda->host, n),
+                      "pinned memory for rows")
+        != 0
+        || be_cuda_check(cuda, cudaMalloc((void **) &cuda->dev, n),
+                         "memory for rows")
+           != 0)
+    {
+        return -1;
+    }
+
+    cuda->step_size = n;
+
+    return 0;
+}
+
+
+/* [3][rows]: id, pos, seq */
+
+static void
+step_rows(uint32_t *to, uint32_t rows, const be_batch_t *b,
+    const uint32_t *map)
+{
+    uint32_t  i;
+
+    for (i = 0; i < b->n_rows; i++) {
+        to[i] = (uint32_t) b->id[i];
+        to[rows + i] = b->pos[i];
+        to[2 * (size_t) rows + i] = map[b->seq[i]] - 1;
+    }
+
+    for ( /* void */ ; i < rows; i++) {
+        to[rows + i] = CU_NO_ROW;
+    }
+}
+
+
+static void
+step_tables(be_cuda_t *cuda, const be_batch_t *b, uint32_t *at,
+    uint32_t *first, int32_t *table)
+{
+    uint32_t  i, s, n, seen, *size;
+
+    size = cuda->map + cuda->map_size;
+    n = 0;
+    seen = 0;
+
+    for (i = 0; i < b->n_rows; i++) {
+        s = b->seq[i];
+
+        if (cuda->map[s] <= seen) {
+            continue;
+        }
+
+        at[seen] = n;
+        first[seen] = (b->first != NULL) ? b->first[s] : 0;
+        memcpy(table + n, b->blocks[s], size[s] * sizeof(int32_t));
+
+        n += size[s];
+        seen++;
+    }
+}
+
+
+static void
+step_batch(be_cuda_t *cuda, cuda_batch_t *batch, const step_place_t *p,
+    size_t rows_at, uint32_t rows)
+{
+    const uint32_t  *dev;
+
+    dev = (const uint32_t *) (const void *) cuda->dev;
+
+    batch->b.id = (const int32_t *) dev + rows_at;
+    batch->b.pos = dev + rows_at + rows;
+    batch->b.seq = dev + rows_at + 2 * (size_t) rows;
+    batch->b.at = dev + p->at;
+    batch->b.first = dev + p->first;
+    batch->b.table = (const int32_t *) dev + p->table;
+    batch->b.rows = rows;
+    batch->rope_made = 0;
+}
+
+
+/* 1: it is recorded, and end() launches it; 0: its operations are to come. */
+
+static int
+step_record(be_cuda_t *cuda, uint64_t key)
+{
+    uint32_t        i;
+    cuda_record_t  *r, *oldest;
+
+    oldest = &cuda->record[0];
+    cuda->steps++;
+
+    for (i = 0; i < CUDA_RECORDS; i++) {
+        r = &cuda->record[i];
+
+        if (r->key != key) {
+            oldest = (r->used < oldest->used) ? r : oldest;
+            continue;
+        }
+
+        r->used = cuda->steps;
+        cuda->recording = r;
+
+        if (r->exec != NULL) {
+            return 1;
+        }
+
+        if (be_cuda_check(cuda, cudaStreamBeginCapture(cuda->stream,
+                                    cudaStreamCaptureModeThreadLocal),
+                          "recording a step")
+            != 0)
+        {
+            cuda->recording = NULL;
+        }
+
+        return 0;
+    }
+
+    if (oldest->exec != NULL) {
+        (void) cudaGraphExecDestroy(oldest->exec);
+    }
+
+    oldest->key = key;
+    oldest->used = cuda->steps;
+    oldest->exec = NULL;
+
+    return 0;
+}
+
+
+static int
+step_recorded(be_cuda_t *cuda)
+{
+    int           rc;
+    cudaGraph_t   graph;
+
+    graph = NULL;
+    rc = cudaStreamEndCapture(cuda->stream, &graph);
+
+    if (be_cuda_check(cuda, rc, "recording a step") != 0) {
+        return -1;
+    }
+
+    rc = cudaGraphInstantiate(&cuda->recording->exec, graph, 0);
+    (void) cudaGraphDestroy(graph);
+
+    return be_cuda_check(cuda, rc, "recording a step");
+}
+
+
+/* What a step has left that was not ended. */
+
+static void
+step_stop(be_cuda_t *cuda)
+{
+    cudaGraph_t  graph;
+
+    if (cuda->recording == NULL) {
+        return;
+    }
+
+    if (cuda->recording->exec == NULL) {
+        graph = NULL;
+        (void) cudaStreamEndCapture(cuda->stream, &graph);
+
+        if (graph != NULL) {
+            (void) cudaGraphDestroy(graph);
+        }
+    }
+
+    cuda->recording = NULL;
+}
+
+
+cuda_batch_t *
+be_cuda_batch(be_cuda_t *cuda, const be_batch_t *b)
+{
+    if (b->device == NULL) {
+        be_cuda_fail(cuda, "a batch that is not of a step");
+    }
+
+    return b->device;
+}
+
+
+const float *
+be_cuda_rope(be_cuda_t *cuda, cuda_batch_t *b, const be_rope_t *rope)
+{
+    int       rc;
+    float    *room, *freq;
+    size_t    half, most;
+
+    half = rope->dim / 2 * sizeof(float);
+
+    if (cuda->rope_dim != rope->dim
+        || memcmp(cuda->host_freq, rope->freq, half) != 0)
+    {
+        freq = realloc(cuda->host_freq, half + 1);
+
+        if (freq == NULL) {
+            be_cuda_fail(cuda, "no memory for frequencies");
+            return NULL;
+        }
+
+        cuda->host_freq = freq;
+        memcpy(freq, rope->freq, half);
+
+        if (cuda->recording != NULL) {
+            be_cuda_fail(cuda, "other frequencies in a recorded step");
+            return NULL;
+        }
+
+        be_cuda_drop(cuda);
+        (void) cudaStreamSynchronize(cuda->stream);
+        (void) cudaFree(cuda->freq);
+        cuda->freq = NULL;
+        cuda->rope_dim = rope->dim;
+
+        rc = cudaMalloc((void **) &cuda->freq, half + 1);
+
+        if (rc == 0) {
+            rc = cudaMemcpyAsync(cuda->freq, freq, half,
+                                 cudaMemcpyHostToDevice, cuda->stream);
+        }
+
+        if (rc == 0) {
+            rc = cudaStreamSynchronize(cuda->stream);
+        }
+
+        if (be_cuda_check(cuda, rc, "frequencies") != 0) {
+            cuda->rope_dim = 0;
+            return NULL;
+        }
+    }
+
+    /* all rows, then those that give logits */
+
+    most = (size_t) cuda->batch[0].b.rows * rope->dim;
+    room = be_cuda_scratch(cuda, CUDA_ROPE,
+                           2 * (most + 64) * sizeof(float));
+
+    if (room == NULL) {
+        return NULL;
+    }
+
+    b->rope = (b == &cuda->batch[0]) ? room : room + (most + 63) / 64 * 64;
+
+    if (!b->rope_made) {
+        rc = cu_rope_table(&b->b, cuda->freq, rope->dim, rope->mscale,
+                           b->rope, cuda->stream);
+
+        if (be_cuda_check(cuda, rc, "cosines") != 0) {
+            return NULL;
+        }
+
+        b->rope_made = 1;
+    }
+
+    return b->rope;
+}

@@ -1,0 +1,578 @@
+/*
+ * Matrices in the device's memory: BF16, or FP8 as the checkpoint has it.
+ *
+ * A row begins at a multiple of 128 bytes.  Rows are made in pinned buffers
+ * that take turns, so that making (reading the file, for the most part) and
+ * copying overlap; when weight() returns all is there.
+ */
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/be_quant.h"
+#include "backend/cuda/be_cuda.h"
+
+
+#define WEIGHT_BLOCK  128            /* of a scale, both ways */
+
+
+/* What is copied to `to`, a buffer at a time. */
+
+typedef struct {
+    be_cuda_t  *cuda;
+    uint8_t    *to;
+    size_t      used;                /* of the buffer at hand */
+    int         rc;
+} weight_stage_t;
+
+
+static be_weight_t *weight_new(be_cuda_t *cuda, cu_mm_type_t type,
+    uint32_t rows, uint32_t cols, uint32_t parts, uint32_t ld, size_t scales,
+    size_t *copies, char *err);
+static int weight_check(const be_tensor_t *t, uint32_t parts, char *err);
+static be_weight_t *weight_f8(be_cuda_t *cuda, const be_tensor_t *t,
+    size_t *copies, char *err);
+static be_weight_t *weight_done(be_cuda_t *cuda, be_weight_t *w,
+    weight_stage_t *s, char *err);
+static int weight_stages(be_cuda_t *cuda, char *err);
+static void weight_stage(weight_stage_t *s, be_cuda_t *cuda, void *to);
+static void *weight_room(weight_stage_t *s, size_t size);
+static void weight_flush(weight_stage_t *s);
+static void weight_bytes(weight_stage_t *s, const void *p, size_t size);
+static void weight_row(const be_tensor_t *t, uint32_t row, uint16_t *to);
+static inline uint16_t weight_bf16(float x);
+
+
+be_weight_t *
+be_cuda_weight(be_t *be, const be_tensor_t *t, size_t *copies, char *err)
+{
+    uint16_t        *to;
+    uint32_t         i, parts, stride, take;
+    be_cuda_t       *cuda;
+    be_weight_t     *w;
+    weight_stage_t   s;
+
+    cuda = (be_cuda_t *) be;
+    parts = (t->parts != 0) ? t->parts : 1;
+
+    if (weight_check(t, parts, err) != 0) {
+        return NULL;
+    }
+
+    stride = t->rows / parts;
+    take = (t->take != 0) ? t->take : stride;
+
+    if (t->dtype == BE_F8E4M3 && cuda->opt.weights == BE_F32 && parts == 1
+        && take == stride)
+    {
+        return weight_f8(cuda, t, copies, err);
+    }
+
+    w = weight_new(cuda, CU_MM_BF16, take * parts, t->cols, parts,
+                   (t->cols + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN, 0,
+                   copies, err);
+    if (w == NULL) {
+        return NULL;
+    }
+
+    weight_stage(&s, cuda, w->data);
+
+    for (i = 0; i < take * parts; i++) {
+        to = weight_room(&s, w->m.ld * sizeof(uint16_t));
+
+        if (to == NULL) {
+            break;
+        }
+
+        weight_row(t, i / take * stride + t->from + i % take, to);
+        memset(to + t->cols, 0, (w->m.ld - t->cols) * sizeof(uint16_t));
+    }
+
+    return weight_done(cuda, w, &s, err);
+}
+
+
+/* Each part transposed: [cols][take] of it, one after another. */
+
+be_weight_t *
+be_cuda_weight_t(be_t *be, const be_tensor_t *t, uint32_t parts,
+    size_t *copies, char *err)
+{
+    uint16_t        *row, *part;
+    uint32_t         i, j, p, stride, take, ld;
+    be_cuda_t       *cuda;
+    be_weight_t     *w;
+    weight_stage_t   s;
+
+    cuda = (be_cuda_t *) be;
+
+    if (weight_check(t, parts, err) != 0) {
+        return NULL;
+    }
+
+    stride = t->rows / parts;
+    take = (t->take != 0) ? t->take : stride;
+    ld = (take + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
+
+    row = malloc((size_t) t->cols * sizeof(uint16_t));
+    part = calloc((size_t) t->cols * ld, sizeof(uint16_t));
+    w = NULL;
+
+    if (row == NULL || part == NULL) {
+        snprintf(err, ERR_LEN, "no memory to transpose a matrix");
+        goto done;
+    }
+
+    w = weight_new(cuda, CU_MM_BF16, t->cols * parts, take, parts, ld, 0,
+                   copies, err);
+    if (w == NULL) {
+        goto done;
+    }
+
+    weight_stage(&s, cuda, w->data);
+
+    for (p = 0; p < parts; p++) {
+
+        for (i = 0; i < take; i++) {
+            weight_row(t, p * stride + t->from + i, row);
+
+            for (j = 0; j < t->cols; j++) {
+                part[(size_t) j * ld + i] = row[j];
+            }
+        }
+
+        weight_bytes(&s, part, (size_t) t->cols * ld * sizeof(uint16_t));
+    }
+
+    w = weight_done(cuda, w, &s, err);
+
+done:
+
+    free(row);
+    free(part);
+
+    return w;
+}
+
+
+/* Rows without gaps, BF16 or float32. */
+
+be_weight_t *
+be_cuda_table(be_t *be, const be_tensor_t *t, size_t *copies, char *err)
+{
+    uint16_t        *to;
+    uint32_t         i;
+    be_cuda_t       *cuda;
+    be_weight_t     *w;
+    weight_stage_t   s;
+
+    cuda = (be_cuda_t *) be;
+
+    if (weight_check(t, 1, err) != 0) {
+        return NULL;
+    }
+
+    /* of float32 a row is two of BF16 */
+
+    w = weight_new(cuda, CU_MM_BF16, t->rows, t->cols, 1,
+                   t->dtype == BE_F32 ? 2 * t->cols : t->cols, 0, copies,
+                   err);
+    if (w == NULL) {
+        return NULL;
+    }
+
+    w->wide = (t->dtype == BE_F32);
+    weight_stage(&s, cuda, w->data);
+
+    if (t->dtype != BE_F8E4M3) {
+        weight_bytes(&s, t->data, (size_t) t->rows * t->cols
+                                  * (w->wide ? 4 : 2));
+        return weight_done(cuda, w, &s, err);
+    }
+
+    for (i = 0; i < t->rows; i++) {
+        to = weight_room(&s, t->cols * sizeof(uint16_t));
+
+        if (to == NULL) {
+            break;
+        }
+
+        weight_row(t, i, to);
+    }
+
+    return weight_done(cuda, w, &s, err);
+}
+
+
+static be_weight_t *
+weight_f8(be_cuda_t *cuda, const be_tensor_t *t, size_t *copies, char *err)
+{
+    uint8_t         *to;
+    size_t           scales;
+    uint32_t         i;
+    be_weight_t     *w;
+    weight_stage_t   s;
+
+    scales = (size_t) ((t->rows + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK)
+             * t->scale_cols;
+
+    w = weight_new(cuda, CU_MM_FP8, t->rows, t->cols, 1,
+                   (t->cols + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK * WEIGHT_BLOCK,
+                   scales, copies, err);
+    if (w == NULL) {
+        return NULL;
+    }
+
+    w->m.ld_scale = t->scale_cols;
+    cuda->fp8 = 1;
+
+    weight_stage(&s, cuda, w->scale);
+    weight_bytes(&s, t->scale, scales * sizeof(float));
+    weight_flush(&s);
+    s.to = w->data;
+
+    for (i = 0; i < t->rows; i++) {
+        to = weight_room(&s, w->m.ld);
+
+        if (to == NULL) {
+            break;
+        }
+
+        memcpy(to, (const uint8_t *) t->data + (size_t) i * t->cols, t->cols);
+        memset(to + t->cols, 0, w->m.ld - t->cols);
+    }
+
+    return weight_done(cuda, w, &s, err);
+}
+
+
+void
+be_cuda_weight_free(be_t *be, be_weight_t *w)
+{
+    if (w == NULL) {
+        return;
+    }
+
+    (void) cudaSetDevice(((be_cuda_t *) be)->device);
+    (void) cudaFree(w->data);
+    (void) cudaFree(w->scale);
+    free(w);
+}
+
+
+/* What is on a device is not saved: no bytes. */
+
+void
+be_cuda_weight_tensor(const be_weight_t *w, be_tensor_t *t)
+{
+    memset(t, 0, sizeof(be_tensor_t));
+
+    t->rows = w->m.n;
+    t->cols = w->m.k;
+    t->parts = w->parts;
+    t->dtype = (w->m.type == CU_MM_FP8) ? BE_F8E4M3
+             : w->wide ? BE_F32 : BE_BF16;
+}
+
+
+void
+be_cuda_weight_close(be_cuda_t *cuda)
+{
+    uint32_t  i;
+
+    for (i = 0; i < CUDA_STAGES; i++) {
+        (void) cudaFreeHost(cuda->stage[i]);
+
+        if (cuda->staged[i] != NULL) {
+            (void) cudaEventDestroy(cuda->staged[i]);
+        }
+    }
+}
+
+
+static int
+weight_check(const be_tensor_t *t, uint32_t parts, char *err)
+{
+    if (t->data == NULL || t->rows == 0 || t->cols == 0) {
+        snprintf(err, ERR_LEN, "a matrix of %u x %u is not possible",
+                 t->rows, t->cols);
+        return -1;
+    }
+
+    if (t->dtype != BE_F32 && t->dtype != BE_BF16
+        && (t->dtype != BE_F8E4M3 || t->made))
+    {
+        snprintf(err, ERR_LEN, "the cuda backend takes no matrices of "
+                 "checkpoints that were converted to other types than bf16");
+        return -1;
+    }
+
+    if (t->dtype == BE_F8E4M3
+        && (t->scale == NULL
+            || t->scale_cols != (t->cols + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK))
+    {
+        snprintf(err, ERR_LEN, "an FP8 matrix of %u x %u without a scale for "
+                 "each block of 128 x 128", t->rows, t->cols);
+        return -1;
+    }
+
+    if (parts == 0 || t->rows % parts != 0
+        || (uint64_t) t->from + t->take > t->rows / parts)
+    {
+        snprintf(err, ERR_LEN, "a matrix of %u rows has no %u equal parts "
+                 "with rows %u to %u", t->rows, parts, t->from,
+                 t->from + t->take);
+        return -1;
+    }
+
+    if ((uint64_t) t->cols * parts > UINT32_MAX
+        || t->cols > CUDA_STAGE / sizeof(float))
+    {
+        snprintf(err, ERR_LEN, "a matrix of %u columns in %u parts is too "
+                 "large", t->cols, parts);
+        return -1;
+    }
+
+    return 0;
+}
+
+
+static be_weight_t *
+weight_new(be_cuda_t *cuda, cu_mm_type_t type, uint32_t rows, uint32_t cols,
+    uint32_t parts, uint32_t ld, size_t scales, size_t *copies, char *err)
+{
+    int           rc;
+    be_weight_t  *w;
+
+    if (weight_stages(cuda, err) != 0) {
+        return NULL;
+    }
+
+    w = calloc(1, sizeof(be_weight_t));
+    if (w == NULL) {
+        snprintf(err, ERR_LEN, "no memory for a matrix of %u x %u", rows,
+                 cols);
+        return NULL;
+    }
+
+    w->size = (size_t) rows * ld * (type == CU_MM_FP8 ? 1 : 2);
+    rc = cudaMalloc(&w->data, w->size);
+
+    if (rc == 0 && scales > 0) {
+        rc = cudaMalloc(&w->scale, scales * sizeof(float));
+    }
+
+    if (rc != 0) {
+        snprintf(err, ERR_LEN, "CUDA device %d: no memory for a matrix of %u "
+                 "x %u, %zu bytes: %s", cuda->device, rows, cols, w->size,
+                 cudaGetErrorString((cudaError_t) rc));
+        (void) cudaGetLastError();
+        be_cuda_weight_free(&cuda->be, w);
+        return NULL;
+    }
+
+    w->m.w = w->data;
+    w->m.scale = w->scale;
+    w->m.n = rows;
+    w->m.k = cols;
+    w->m.ld = ld;
+    w->m.type = type;
+    w->parts = parts;
+
+    if (copies != NULL) {
+        *copies += w->size + scales * sizeof(float);
+    }
+
+    return w;
+}
+
+
+static be_weight_t *
+weight_done(be_cuda_t *cuda, be_weight_t *w, weight_stage_t *s, char *err)
+{
+    weight_flush(s);
+
+    if (s->rc == 0) {
+        s->rc = cudaStreamSynchronize(cuda->load);
+    }
+
+    if (s->rc == 0) {
+        return w;
+    }
+
+    snprintf(err, ERR_LEN, "CUDA device %d: copy of a matrix: %s",
+             cuda->device, cudaGetErrorString((cudaError_t) s->rc));
+    be_cuda_weight_free(&cuda->be, w);
+
+    return NULL;
+}
+
+
+/* --- staging ------------------------------------------------------------- */
+
+static int
+weight_stages(be_cuda_t *cuda, char *err)
+{
+    int       rc;
+    uint32_t  i;
+
+    rc = cudaSetDevice(cuda->device);
+
+    for (i = 0; i < CUDA_STAGES && rc == 0; i++) {
+        if (cuda->stage[i] == NULL) {
+            rc = cudaMallocHost((void **) &cuda->stage[i], CUDA_STAGE);
+        }
+
+        if (rc == 0 && cuda->staged[i] == NULL) {
+            rc = cudaEventCreateWithFlags(&cuda->staged[i],
+                                          cudaEventDisableTiming);
+        }
+    }
+
+    if (rc != 0) {
+        snprintf(err, ERR_LEN, "CUDA device %d: no pinned memory: %s",
+                 cuda->device, cudaGetErrorString((cudaError_t) rc));
+        return -1;
+    }
+
+    return 0;
+}
+
+
+static void
+weight_stage(weight_stage_t *s, be_cuda_t *cuda, void *to)
+{
+    s->cuda = cuda;
+    s->to = to;
+    s->used = 0;
+    s->rc = cudaEventSynchronize(cuda->staged[cuda->next_stage]);
+}
+
+
+/* Room for `size` bytes that go behind what went before; NULL: it failed. */
+
+static void *
+weight_room(weight_stage_t *s, size_t size)
+{
+    uint8_t  *p;
+
+    if (s->used + size > CUDA_STAGE) {
+        weight_flush(s);
+    }
+
+    if (s->rc != 0) {
+        return NULL;
+    }
+
+    p = s->cuda->stage[s->cuda->next_stage] + s->used;
+    s->used += size;
+
+    return p;
+}
+
+
+static void
+weight_flush(weight_stage_t *s)
+{
+    uint32_t    i;
+    be_cuda_t  *cuda;
+
+    cuda = s->cuda;
+    i = cuda->next_stage;
+
+    if (s->rc != 0 || s->used == 0) {
+        return;
+    }
+
+    s->rc = cudaMemcpyAsync(s->to, cuda->stage[i], s->used,
+                            cudaMemcpyHostToDevice, cuda->load);
+
+    if (s->rc == 0) {
+        s->rc = cudaEventRecord(cuda->staged[i], cuda->load);
+    }
+
+    s->to += s->used;
+    s->used = 0;
+    cuda->next_stage = (i + 1) % CUDA_STAGES;
+
+    if (s->rc == 0) {
+        s->rc = cudaEventSynchronize(cuda->staged[cuda->next_stage]);
+    }
+}
+
+
+static void
+weight_bytes(weight_stage_t *s, const void *p, size_t size)
+{
+    void    *to;
+    size_t   i, n;
+
+    for (i = 0; i < size; i += n) {
+        n = size - i;
+        n = (n < CUDA_STAGE / 2) ? n : CUDA_STAGE / 2;
+        to = weight_room(s, n);
+
+        if (to == NULL) {
+            return;
+        }
+
+        memcpy(to, (const uint8_t *) p + i, n);
+    }
+}
+
+
+/* --- elements ------------------------------------------------------------ */
+
+static void
+weight_row(const be_tensor_t *t, uint32_t row, uint16_t *to)
+{
+    float           x;
+    size_t          at;
+    uint32_t        i;
+    const float    *scale;
+    const uint8_t  *from;
+
+    at = (size_t) row * t->cols;
+    from = t->data;
+
+    switch (t->dtype) {
+
+    case BE_BF16:
+        memcpy(to, from + at * 2, (size_t) t->cols * 2);
+        break;
+
+    case BE_F32:
+        for (i = 0; i < t->cols; i++) {
+            memcpy(&x, from + (at + i) * 4, 4);
+            to[i] = weight_bf16(x);
+        }
+
+        break;
+
+    default: /* BE_F8E4M3 */
+        scale = t->scale + (size_t) (row / WEIGHT_BLOCK) * t->scale_cols;
+
+        for (i = 0; i < t->cols; i++) {
+            to[i] = weight_bf16(be_from_e4m3(from[at + i])
+                                * scale[i / WEIGHT_BLOCK]);
+        }
+    }
+}
+
+
+/* Nearest even. */
+
+static inline uint16_t
+weight_bf16(float x)
+{
+    uint32_t  u;
+
+    memcpy(&u, &x, 4);
+
+    if ((u & 0x7fffffff) > 0x7f800000) {
+        return (uint16_t) (u >> 16 | 0x40);
+    }
+
+    return (uint16_t) ((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}

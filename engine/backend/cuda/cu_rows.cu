@@ -1,0 +1,299 @@
+#include "backend/cuda/cu_launch.cuh"
+#include "backend/cuda/cu_rows.h"
+#include "backend/cuda/cu_util.cuh"
+
+
+#define ROWS_THREADS  256
+#define ROWS_WARPS    (ROWS_THREADS / 32)
+
+
+/* --- copies of rows ----------------------------------------------------- */
+
+static __global__ void
+rows_embed(const void *table, int wide, cu_batch_t b, uint32_t dim, float *y)
+{
+    size_t           from;
+    uint32_t         i;
+    const float     *f;
+    const uint16_t  *h;
+
+    from = (size_t) (uint32_t) b.id[blockIdx.x] * dim;
+    f = (const float *) table + from;
+    h = (const uint16_t *) table + from;
+    y += (size_t) blockIdx.x * dim;
+
+    for (i = threadIdx.x; i < dim; i += blockDim.x) {
+        y[i] = wide ? f[i] : cu_from_bf16(h[i]);
+    }
+}
+
+
+int
+cu_embed(const void *table, int wide, const cu_batch_t *b, uint32_t dim,
+    float *y, void *stream)
+{
+    if (b->rows == 0) {
+        return 0;
+    }
+
+    return CU_LAUNCH(rows_embed, dim3(b->rows), dim3(ROWS_THREADS), 0,
+                     (cudaStream_t) stream, table, wide, *b, dim, y);
+}
+
+
+static __global__ void
+rows_gather(const float *x, const uint32_t *row, uint32_t dim, float *y)
+{
+    uint32_t  i;
+
+    x += (size_t) row[blockIdx.x] * dim;
+    y += (size_t) blockIdx.x * dim;
+
+    for (i = threadIdx.x; i < dim; i += blockDim.x) {
+        y[i] = x[i];
+    }
+}
+
+
+int
+cu_gather(const float *x, const uint32_t *row, uint32_t n, uint32_t dim,
+    float *y, void *stream)
+{
+    if (n == 0) {
+        return 0;
+    }
+
+    return CU_LAUNCH(rows_gather, dim3(n), dim3(ROWS_THREADS), 0,
+                     (cudaStream_t) stream, x, row, dim, y);
+}
+
+
+static __global__ void
+rows_join(const float *a, const float *b, uint32_t dim, float *y)
+{
+    uint32_t  i;
+
+    a += (size_t) blockIdx.x * dim;
+    b += (size_t) blockIdx.x * dim;
+    y += (size_t) blockIdx.x * dim * 2;
+
+    for (i = threadIdx.x; i < dim; i += blockDim.x) {
+        y[i] = a[i];
+        y[dim + i] = b[i];
+    }
+}
+
+
+int
+cu_join(const float *a, const float *b, uint32_t rows, uint32_t dim, float *y,
+    void *stream)
+{
+    if (rows == 0) {
+        return 0;
+    }
+
+    return CU_LAUNCH(rows_join, dim3(rows), dim3(ROWS_THREADS), 0,
+                     (cudaStream_t) stream, a, b, dim, y);
+}
+
+
+/* --- a product's inputs -------------------------------------------------- */
+
+/*
+ * A warp's group of 128 elements from `col` on, four of them a lane, as row
+ * `row` of `act`.
+ */
+
+static __device__ __forceinline__ void
+rows_store(const cu_act_t &act, uint32_t row, uint32_t col, const float *v)
+{
+    int        j;
+    float      scale, inverse;
+    uint8_t   *q;
+    uint16_t  *h;
+    uint32_t   i, lane;
+
+    lane = threadIdx.x % 32;
+    i = col + lane * 4;
+
+    if (act.scale == NULL) {
+        h = (uint16_t *) act.x + (size_t) row * act.ld + i;
+
+        if (i + 4 <= act.ld) {
+            *(ushort4 *) h = make_ushort4(cu_to_bf16(v[0]), cu_to_bf16(v[1]),
+                                          cu_to_bf16(v[2]), cu_to_bf16(v[3]));
+        }
+
+        return;
+    }
+
+    scale = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])),
+                  fmaxf(fabsf(v[2]), fabsf(v[3])));
+    scale = fmaxf(cu_warp_max(scale), 1e-4f) / 448.0f;
+    inverse = 1.0f / scale;
+
+    if (lane == 0) {
+        act.scale[(size_t) (col / CU_GROUP) * act.ld_scale + row] = scale;
+    }
+
+    q = (uint8_t *) act.x + (size_t) row * act.ld + i;
+
+    for (j = 0; j < 4; j++) {
+        if (i + (uint32_t) j < act.ld) {
+            q[j] = cu_to_e4m3(v[j] * inverse);
+        }
+    }
+}
+
+
+static __global__ void
+rows_norm(const float *w, float eps, const float *x, uint32_t dim, float *y,
+    cu_act_t act)
+{
+    float     sum, r, v[4];
+    uint32_t  i, j, k, lane;
+
+    CU_STATIC_SHARED(float, part, [32]);
+    CU_SHARED(float, row);
+
+    x += (size_t) blockIdx.x * dim;
+    sum = 0.0f;
+
+    for (i = threadIdx.x; i < dim; i += ROWS_THREADS) {
+        row[i] = x[i];
+        sum += row[i] * row[i];
+    }
+
+    r = 1.0f / sqrtf(cu_block_sum(sum, part) / (float) dim + eps);
+
+    lane = threadIdx.x % 32;
+
+    for (i = threadIdx.x / 32 * CU_GROUP; i < dim;
+         i += ROWS_WARPS * CU_GROUP)
+    {
+        for (j = 0; j < 4; j++) {
+            k = i + lane * 4 + j;
+            v[j] = (k < dim) ? row[k] * r * w[k] : 0.0f;
+
+            if (y != NULL && k < dim) {
+                y[(size_t) blockIdx.x * dim + k] = v[j];
+            }
+        }
+
+        if (act.x != NULL) {
+            rows_store(act, blockIdx.x, i, v);
+        }
+    }
+}
+
+
+int
+cu_norm(const float *w, float eps, const float *x, uint32_t rows,
+    uint32_t dim, float *y, const cu_act_t *act, void *stream)
+{
+    int       rc;
+    cu_act_t  none = { NULL, NULL, 0, 0 };
+
+    if (rows == 0) {
+        return 0;
+    }
+
+    rc = CU_SMEM(rows_norm, CU_NORM_MAX * sizeof(float));
+
+    if (rc != 0) {
+        return rc;
+    }
+
+    return CU_LAUNCH(rows_norm, dim3(rows), dim3(ROWS_THREADS),
+                     (size_t) dim * sizeof(float), (cudaStream_t) stream, w,
+                     eps, x, dim, y, act != NULL ? *act : none);
+}
+
+
+static __global__ void
+rows_act(cu_src_t s, cu_act_t act)
+{
+    float         v[4], g;
+    uint32_t      i, j, k, lane;
+    const float  *x, *up;
+
+    if (s.n != NULL && blockIdx.x >= *s.n) {
+        return;
+    }
+
+    x = (s.px != NULL) ? s.px[blockIdx.x] : s.x + blockIdx.x * s.ld;
+    up = (s.up != NULL) ? s.up + blockIdx.x * s.ld : NULL;
+    lane = threadIdx.x % 32;
+
+    for (i = threadIdx.x / 32 * CU_GROUP; i < s.dim;
+         i += ROWS_WARPS * CU_GROUP)
+    {
+        for (j = 0; j < 4; j++) {
+            k = i + lane * 4 + j;
+            g = (k < s.dim) ? x[k] : 0.0f;
+
+            if (up != NULL && k < s.dim) {
+                g = g / (1.0f + expf(-g)) * up[k];
+            }
+
+            v[j] = g;
+        }
+
+        rows_store(act, blockIdx.x, i, v);
+    }
+}
+
+
+int
+cu_act(const cu_src_t *src, const cu_act_t *act, void *stream)
+{
+    if (src->rows == 0) {
+        return 0;
+    }
+
+    return CU_LAUNCH(rows_act, dim3(src->rows), dim3(ROWS_THREADS), 0,
+                     (cudaStream_t) stream, *src, *act);
+}
+
+
+/* --- combine -------------------------------------------------------------- */
+
+static __global__ void
+rows_combine(const float *c, const float *weight, uint32_t top_k,
+    uint32_t dim, float *x)
+{
+    float     sum;
+    uint32_t  i, k;
+
+    i = blockIdx.y * ROWS_THREADS + threadIdx.x;
+
+    if (i >= dim) {
+        return;
+    }
+
+    c += (size_t) blockIdx.x * top_k * dim;
+    weight += (size_t) blockIdx.x * top_k;
+    x += (size_t) blockIdx.x * dim;
+    sum = x[i];
+
+    for (k = 0; k < top_k; k++) {
+        sum = fmaf(weight[k], c[(size_t) k * dim + i], sum);
+    }
+
+    x[i] = sum;
+}
+
+
+int
+cu_combine(const float *c, const float *weight, uint32_t rows,
+    uint32_t top_k, uint32_t dim, float *x, void *stream)
+{
+    if (rows == 0) {
+        return 0;
+    }
+
+    return CU_LAUNCH(rows_combine,
+                     dim3(rows, (dim + ROWS_THREADS - 1) / ROWS_THREADS),
+                     dim3(ROWS_THREADS), 0, (cudaStream_t) stream, c, weight,
+                     top_k, dim, x);
+}
