@@ -78,6 +78,8 @@ nginx serves $url/v1 (logs in $run/logs), for example:
   curl -N $url/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '$body'
 
+and in a browser $url/playground and $url/status.
+
 > $question
 TEXT
 

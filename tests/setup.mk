@@ -4,7 +4,7 @@
 RUN_PKGS  := gcc libc6-dev nginx nginx-dev libcjson-dev libatomic-ops-dev \
              libpcre2-dev libxxhash-dev libssl-dev zlib1g-dev curl
 TEST_PKGS := $(RUN_PKGS) g++ libcmocka-dev valgrind openssl python3-minimal \
-             python3-numpy perl ca-certificates
+             python3-numpy perl ca-certificates chromium
 
 APT := $(if $(filter 0,$(shell id -u)),,sudo )env \
        DEBIAN_FRONTEND=noninteractive apt-get
