@@ -57,10 +57,10 @@ npm:
 # What `make check` runs, in this order; each is a target of its own.
 
 .PHONY: check check-unit check-ledger check-tokenizer check-reference \
-        check-determinism check-nginx check-long check-fuzz check-sanitize
+        check-determinism check-nodes check-nginx check-long check-fuzz check-sanitize
 
 CHECKS := check-unit check-ledger check-tokenizer check-reference \
-          check-determinism check-nginx
+          check-determinism check-nodes check-nginx
 
 check: deps-check
 	@$(MAKE) --no-print-directory npm
@@ -98,6 +98,15 @@ check-determinism: engine tests
 	        $(BUILD)/checkpoints/drafts
 	tests/determinism.sh $(BUILD) $(BUILD)/checkpoints/drafts
 	WEIGHTS=$(if $(LONG),int4,int8) tests/determinism.sh $(BUILD) \
+	    $(BUILD)/checkpoints/drafts
+
+check-nodes: engine tests
+	@mkdir -p $(BUILD)/checkpoints
+	@test -e $(BUILD)/checkpoints/drafts/config.json \
+	    || $(PY) tests/reference/make_checkpoint.py --style v3 --seed 7 \
+	        --set max_position_embeddings=4096 --drafts 0.15 \
+	        $(BUILD)/checkpoints/drafts
+	tests/nodes.sh $(BUILD) engine/models/wordnet-tiny \
 	    $(BUILD)/checkpoints/drafts
 
 # Debian's nginx is not built with a sanitizer, so its runtime comes first.

@@ -35,6 +35,9 @@ cli_engine_defaults(cli_engine_t *opt)
     opt->max_batch = 32;
     opt->balance_interval = 60;
     opt->balance_gain = 5;
+    opt->join_timeout = 300;
+    opt->node_timeout = 30;
+    opt->n_nodes = 1;
     opt->prefill_chunk = 256;
     opt->socket = "/run/llm-engine/engine.sock";
     opt->socket_mode = 0600;
@@ -114,6 +117,21 @@ cli_engine_table(cli_engine_t *opt, const char **config, cli_common_t *common)
           { "balance-gain", "PERCENT", CLI_FLOAT, &opt->balance_gain,
             "they move if that relieves the busiest rank by as much", 0,
             100 } },
+        { CLI_G_NODES,
+          { "nodes", "N", CLI_STRING, &opt->nodes,
+            "nodes with as many ranks each, or auto: Slurm, Open MPI" } },
+        { CLI_G_NODES,
+          { "node-rank", "N", CLI_UINT, &opt->node_rank,
+            "which of them this is, from 0", 0, 63 } },
+        { CLI_G_NODES,
+          { "rendezvous", "HOST:PORT", CLI_STRING, &opt->rendezvous,
+            "where node 0 listens; :PORT takes Slurm's first host" } },
+        { CLI_G_NODES,
+          { "join-timeout", "SECONDS", CLI_FLOAT, &opt->join_timeout,
+            "for all nodes to come and to load (default: 300)", 1, 86400 } },
+        { CLI_G_NODES,
+          { "node-timeout", "SECONDS", CLI_FLOAT, &opt->node_timeout,
+            "for a node to answer in a step (default: 30)", 0.1, 3600 } },
         { CLI_G_SERVE,
           { "kv-cache-dir", "DIR", CLI_STRING, &opt->kv_cache_dir,
             "directory for cached KV blocks, of this engine alone" } },
@@ -182,7 +200,7 @@ cli_engine_check(const cli_command_t *cmd, cli_engine_t *opt)
 
     opt->backend = cli_backends[cli_backend];
 
-    if (opt->redundant != 0 && opt->ranks == 1) {
+    if (opt->redundant != 0 && opt->ranks == 1 && opt->nodes == NULL) {
         cli_error("--redundant-experts: \"%u\" is for more than one rank, see "
                   "--ranks", opt->redundant);
         return CLI_EXIT_USAGE;

@@ -3,6 +3,7 @@
  */
 
 #include "cli/cli_engine.h"
+#include "cli/cli_nodes.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +22,9 @@ static uint32_t cli_kv_blocks(cli_stack_t *st, const cli_engine_t *cli,
 static uint64_t cli_free_memory(void);
 static int cli_load(cli_stack_t *st, const cli_engine_t *cli, char *err);
 static void cli_stack_begin(void *ctx);
+static int cli_stack_join(void *ctx, sched_join_t *j, char *err);
+static void cli_stack_waker(void *ctx, sched_t *s);
+static void cli_stack_woken(void *ctx);
 static int cli_stack_step(void *ctx, uint32_t rank, const sched_batch_t *batch,
     const uint32_t *logit_row, uint32_t n_logits, float *logits, char *err);
 static int cli_stack_draft(void *ctx, uint32_t rank,
@@ -103,8 +107,24 @@ cli_stack_open(cli_stack_t *st, const cli_engine_t *cli, int tokenizer,
         st->max_context = st->opt.kv_blocks * 64;
     }
 
+    st->speculate = cli->speculate;
+
+    if (cli->n_nodes > 1) {
+        st->nodes = cli_nodes_open(cli, &st->opt, st->fingerprint, err);
+
+        if (st->nodes == NULL) {
+            goto failed;
+        }
+
+        st->opt.nodes = st->nodes;
+        st->opt.timeout_ms = (uint32_t) (cli->node_timeout * 1000);
+    }
+
     st->ranks = cli_ranks_open(st->model, &st->opt, err);
-    if (st->ranks == NULL) {
+
+    if (st->ranks == NULL
+        || (st->nodes != NULL && ep_nodes_ready(st->nodes, err) != 0))
+    {
         goto failed;
     }
 
@@ -125,6 +145,7 @@ void
 cli_stack_close(cli_stack_t *st)
 {
     cli_ranks_close(st->ranks);
+    ep_nodes_close(st->nodes);
 
     if (st->tok != NULL) {
         tok_close(st->tok);
@@ -258,6 +279,8 @@ cli_stack_sched(cli_stack_t *st, const cli_engine_t *cli, sched_options_t *opt)
     opt->n_eos = conf->n_eos;
     opt->step = cli_stack_step;
     opt->begin = cli_stack_begin;
+    opt->join = (st->nodes != NULL) ? cli_stack_join : NULL;
+    opt->waker = cli_stack_waker;
     opt->step_ctx = st;
     opt->speculate = cli->speculate;
     opt->speculate_always = cli->speculate_always;
@@ -273,10 +296,50 @@ cli_stack_sched(cli_stack_t *st, const cli_engine_t *cli, sched_options_t *opt)
 }
 
 
+/* With other nodes it is done when all have agreed on it. */
+
 static void
 cli_stack_begin(void *ctx)
 {
-    cli_ranks_turn(((cli_stack_t *) ctx)->ranks);
+    char          err[ERR_LEN];
+    cli_stack_t  *st = ctx;
+
+    if (st->nodes == NULL) {
+        (void) cli_ranks_turn(st->ranks, cli_ranks_move(st->ranks), err);
+    }
+}
+
+
+static int
+cli_stack_join(void *ctx, sched_join_t *j, char *err)
+{
+    int           rc;
+    char          why[ERR_LEN];
+    cli_stack_t  *st = ctx;
+
+    rc = cli_nodes_join(st->nodes, st->ranks, st->speculate, j, why);
+
+    if (rc == -1) {
+        snprintf(err, SCHED_ERR_LEN, "%s", why);
+    }
+
+    return rc;
+}
+
+
+static void
+cli_stack_woken(void *ctx)
+{
+    sched_wake(ctx);
+}
+
+
+static void
+cli_stack_waker(void *ctx, sched_t *s)
+{
+    cli_stack_t  *st = ctx;
+
+    ep_nodes_on_wake(st->nodes, s != NULL ? cli_stack_woken : NULL, s);
 }
 
 

@@ -17,6 +17,8 @@ typedef struct {
     model_t              *model;
     tok_t                *tok;
     cli_ranks_t          *ranks;
+    ep_nodes_t           *nodes;     /* NULL: this one alone */
+    uint32_t              speculate;
     cli_ranks_options_t   opt;       /* as opened */
     uint32_t              max_context;
     uint64_t              fingerprint;   /* of model, weights, tokenizer */

@@ -15,6 +15,7 @@
 #include <time.h>
 
 #include "cli/cli_engine.h"
+#include "cli/cli_nodes.h"
 #include "tokenizer/tok_stream.h"
 #include "tokenizer/tok_template.h"
 
@@ -130,7 +131,7 @@ cli_generate(int argc, char **argv)
     cmd.name = "generate";
     cmd.args = "[PROMPT]";
     cmd.about = "Answers PROMPT, or what stdin says.";
-    cmd.groups = CLI_G_MODEL|CLI_G_COMPUTE;
+    cmd.groups = CLI_G_MODEL|CLI_G_COMPUTE|CLI_G_NODES;
     cmd.own = own;
     cmd.max_args = 1;
 
@@ -234,7 +235,8 @@ generate_open(generate_t *g)
 {
     char  err[ERR_LEN];
 
-    if (cli_stack_open(&g->st, &g->opt, 1, err) != 0
+    if (cli_nodes_find(&g->opt, err) != 0
+        || cli_stack_open(&g->st, &g->opt, 1, err) != 0
         || generate_encode(g, err) != 0 || generate_sched(g, err) != 0)
     {
         cli_error("%s", err);
@@ -386,6 +388,7 @@ generate_sched(generate_t *g, char *err)
 static int
 generate_run(generate_t *g)
 {
+    char              err[ERR_LEN];
     tok_stream_out_t  out;
 
     if (tok_stream_init(&g->stream, g->st.tok, NULL, 0, g->flags) != 0) {
@@ -423,6 +426,13 @@ generate_run(generate_t *g)
 
     if (fflush(stdout) != 0) {
         cli_error("stdout: %s", strerror(errno));
+        return -1;
+    }
+
+    /* others may still need this node's experts */
+
+    if (g->st.nodes != NULL && ep_nodes_linger(g->st.nodes, err) != 0) {
+        cli_error("%s", err);
         return -1;
     }
 

@@ -48,6 +48,7 @@
 #define CLI_G_MODEL         0x01     /* --model, required */
 #define CLI_G_COMPUTE       0x02     /* backend, ranks, threads, KV, batch */
 #define CLI_G_SERVE         0x04     /* socket, lanes, queue */
+#define CLI_G_NODES         0x08     /* several nodes */
 
 typedef enum {
     CLI_FLAG,                        /* int, set to 1; no value */
@@ -119,6 +120,14 @@ typedef struct {
     uint32_t     redundant;          /* slots of experts beyond one each */
     double       balance_interval;   /* seconds; 0: experts stay */
     double       balance_gain;       /* percent that is worth a move */
+
+    /* CLI_G_NODES */
+    const char  *nodes;              /* number, "auto", or NULL */
+    uint32_t     n_nodes;            /* from cli_nodes_find() */
+    uint32_t     node_rank;
+    const char  *rendezvous;         /* HOST:PORT, or NULL */
+    double       join_timeout;       /* seconds */
+    double       node_timeout;
 
     /* CLI_G_SERVE */
     const char  *kv_cache_dir;       /* or NULL */

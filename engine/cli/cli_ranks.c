@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "cli/cli_ranks.h"
-#include "ep/exchange.h"
+#include "ep/ep_tcp.h"
 #include "serve/serve.h"
 
 
@@ -56,7 +56,7 @@ static int cli_rank_open(cli_rank_t *rank);
 cli_ranks_t *
 cli_ranks_open(model_t *model, const cli_ranks_options_t *opt, char *err)
 {
-    uint32_t      i;
+    uint32_t      i, all;
     cli_ranks_t  *r;
 
     r = calloc(1, sizeof(cli_ranks_t));
@@ -77,7 +77,9 @@ cli_ranks_open(model_t *model, const cli_ranks_options_t *opt, char *err)
     pthread_cond_init(&r->go, NULL);
     pthread_cond_init(&r->done, NULL);
 
-    r->map = ep_map_open(model_config(model)->gate.experts, opt->ranks,
+    all = opt->ranks * (opt->nodes != NULL ? ep_nodes_count(opt->nodes) : 1);
+
+    r->map = ep_map_open(model_config(model)->gate.experts, all,
                          opt->redundant, err);
     if (r->map == NULL) {
         goto failed;
@@ -114,7 +116,7 @@ cli_ranks_open(model_t *model, const cli_ranks_options_t *opt, char *err)
     }
 
     if (cli_ranks_wait(r, err) != 0
-        || (opt->ranks > 1 && cli_ranks_balance(r, err) != 0))
+        || (all > 1 && cli_ranks_balance(r, err) != 0))
     {
         goto failed;
     }
@@ -144,7 +146,13 @@ cli_ranks_exchange(cli_ranks_t *r, char *err)
         return -1;
     }
 
-    if (strcmp(r->opt.backend, "cuda") == 0 && r->opt.ranks == 1) {
+    if (r->opt.nodes != NULL) {
+        rc = ep_tcp_open(ex, r->opt.nodes, r->opt.ranks, r->opt.max_rows,
+                         gate->top_k, gate->experts,
+                         model_config(r->model)->hidden, r->opt.timeout_ms,
+                         err);
+
+    } else if (strcmp(r->opt.backend, "cuda") == 0 && r->opt.ranks == 1) {
         ex[0] = ep_local_open(gate->experts, err);
         rc = (ex[0] != NULL) ? 0 : -1;
 
@@ -186,6 +194,7 @@ cli_ranks_balance(cli_ranks_t *r, char *err)
     opt.gain = r->opt.gain;
     opt.log = cli_ranks_log;
     opt.log_ctx = r;
+    opt.nodes = r->opt.nodes;
 
     r->balance = model_balance_open(rank, r->opt.ranks, &opt, err);
     free(rank);
@@ -203,12 +212,25 @@ cli_ranks_log(void *ctx, int bad, const char *text)
 }
 
 
-void
-cli_ranks_turn(cli_ranks_t *r)
+uint64_t
+cli_ranks_move(const cli_ranks_t *r)
 {
-    if (r->balance != NULL) {
-        model_balance_turn(r->balance);
+    return r->balance != NULL ? model_balance_move(r->balance) : 0;
+}
+
+
+int
+cli_ranks_turn(cli_ranks_t *r, uint64_t move, char *err)
+{
+    if (move != 0 && (r->balance == NULL
+                      || model_balance_turn(r->balance, move) != 0))
+    {
+        snprintf(err, ERR_LEN, "experts are to move that have not been made "
+                 "ready here");
+        return -1;
     }
+
+    return 0;
 }
 
 
@@ -283,7 +305,9 @@ cli_ranks_draft(cli_ranks_t *r, const cli_step_t *step, char *err)
 static int
 cli_ranks_round(cli_ranks_t *r, const cli_step_t *step, int draft, char *err)
 {
-    cli_ranks_turn(r);
+    if (cli_ranks_turn(r, cli_ranks_move(r), err) != 0) {
+        return -1;
+    }
 
     pthread_mutex_lock(&r->lock);
 
@@ -468,8 +492,8 @@ cli_ranks_backend(cli_ranks_t *r, uint32_t rank)
 }
 
 
-int
-cli_ranks_packs(const cli_ranks_options_t *opt)
+const char *
+cli_ranks_path(const cli_ranks_options_t *opt)
 {
     const char          *best;
     const char *const   *path;
@@ -482,7 +506,14 @@ cli_ranks_packs(const cli_ranks_options_t *opt)
         }
     }
 
-    return opt->compute == BE_BF16 && best != NULL && strcmp(best, "amx") == 0;
+    return best != NULL ? best : "";
+}
+
+
+int
+cli_ranks_packs(const cli_ranks_options_t *opt)
+{
+    return opt->compute == BE_BF16 && strcmp(cli_ranks_path(opt), "amx") == 0;
 }
 
 

@@ -8,6 +8,7 @@
 
 #include "backend/backend.h"
 #include "cli/cli_options.h"
+#include "ep/ep_nodes.h"
 #include "model/model_balance.h"
 
 
@@ -30,6 +31,7 @@ typedef struct {
     int          alone;              /* ranks share no weights */
     int          pack;               /* BF16 weights may be copied */
     int          fixed;              /* one arithmetic on a device, too */
+    ep_nodes_t  *nodes;              /* `ranks` on each, NULL: here alone */
 } cli_ranks_options_t;
 
 /* What one rank computes in a step, or drafts; n_rows may be 0. */
@@ -62,17 +64,24 @@ int cli_ranks_draft(cli_ranks_t *r, const cli_step_t *step, char *err);
 int cli_ranks_weights(const model_t *model, be_dtype_t *weights, char *err);
 
 model_rank_t *cli_ranks_rank(cli_ranks_t *r, uint32_t rank);
+
 /*
  * Lets the balancer change the placement: before each step of those who step
- * the ranks themselves, while none is in one.
+ * the ranks themselves, while none is in one.  Of several nodes the first
+ * one's `move` is everyone's; else it is the own one.  0, or -1 with the
+ * reason in `err` (ERR_LEN).
  */
-void cli_ranks_turn(cli_ranks_t *r);
+uint64_t cli_ranks_move(const cli_ranks_t *r);
+int cli_ranks_turn(cli_ranks_t *r, uint64_t move, char *err);
 
 /* How busy experts keep this rank; with one rank there is nothing to say. */
 void cli_ranks_load(const cli_ranks_t *r, uint32_t rank,
     model_balance_stats_t *st);
 
 be_t *cli_ranks_backend(cli_ranks_t *r, uint32_t rank);
+
+/* The kernel path that the options stand for. */
+const char *cli_ranks_path(const cli_ranks_options_t *opt);
 
 /* Whether the backend would keep BF16 weights in an order of its own. */
 int cli_ranks_packs(const cli_ranks_options_t *opt);

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "cli/cli_engine.h"
+#include "cli/cli_nodes.h"
 #include "serve/serve.h"
 
 
@@ -43,7 +44,7 @@ cli_serve(int argc, char **argv)
 
     const cli_command_t  cmd = {
         "serve", NULL, "Serves a model to nginx workers over a Unix socket.",
-        CLI_G_MODEL|CLI_G_COMPUTE|CLI_G_SERVE, own, 0
+        CLI_G_MODEL|CLI_G_COMPUTE|CLI_G_NODES|CLI_G_SERVE, own, 0
     };
 
     grace = CLI_GRACE_S;
@@ -68,7 +69,9 @@ cli_serve(int argc, char **argv)
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
 
-    if (cli_stack_open(&st, &cli, 1, err) != 0) {
+    if (cli_nodes_find(&cli, err) != 0
+        || cli_stack_open(&st, &cli, 1, err) != 0)
+    {
         serve_log(SERVE_ERROR, "%s", err);
         return 1;
     }

@@ -36,8 +36,9 @@ static void nodes_ring(int fd);
 ep_nodes_t *
 ep_nodes_open(const ep_rendezvous_t *r, char *err)
 {
-    uint32_t     i;
-    ep_nodes_t  *n;
+    uint32_t              i;
+    ep_nodes_t           *n;
+    pthread_mutexattr_t   mattr;
 
     n = calloc(1, sizeof(ep_nodes_t));
     if (n == NULL) {
@@ -59,7 +60,14 @@ ep_nodes_open(const ep_rendezvous_t *r, char *err)
 
     pthread_mutex_init(&n->lock, NULL);
     pthread_mutex_init(&n->send_lock, NULL);
-    pthread_mutex_init(&n->tell_lock, NULL);
+
+    /* who is told of something may tell of a failure */
+
+    pthread_mutexattr_init(&mattr);
+    pthread_mutexattr_settype(&mattr, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&n->tell_lock, &mattr);
+    pthread_mutexattr_destroy(&mattr);
+
     pthread_condattr_init(&n->attr);
     pthread_condattr_setclock(&n->attr, CLOCK_MONOTONIC);
     pthread_cond_init(&n->news, &n->attr);
@@ -114,6 +122,10 @@ ep_nodes_close(ep_nodes_t *n)
 
     if (n == NULL) {
         return;
+    }
+
+    if (n->started && !n->bye) {
+        nodes_broken(n, "it is going down", 1);
     }
 
     if (n->started) {

@@ -82,7 +82,8 @@ typedef struct {
 /*
  * Meets the others; `r` need not live on.  NULL with the reason in `err`
  * (ERR_LEN).  ep_nodes_ready() waits until all say that they are, too, for
- * at most as long.
+ * at most as long.  ep_nodes_close() without ep_nodes_linger() before it ends
+ * it for all.
  */
 ep_nodes_t *ep_nodes_open(const ep_rendezvous_t *r, char *err);
 int ep_nodes_ready(ep_nodes_t *n, char *err);

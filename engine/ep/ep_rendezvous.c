@@ -91,6 +91,7 @@ static void rv_newcomer(rv_t *v);
 static int rv_listen(rv_t *v, rv_stranger_t *s);
 static int rv_take(rv_t *v, rv_stranger_t *s, uint32_t kind);
 static int rv_check(rv_t *v, const rv_hello_t *h, char *why);
+static void rv_differ(const rv_hello_t *h, const char *setup, char *why);
 static void rv_refuse(rv_t *v, rv_stranger_t *s, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 static void rv_hello(const rv_t *v, rv_hello_t *h, uint32_t kind);
@@ -623,8 +624,7 @@ rv_check(rv_t *v, const rv_hello_t *h, char *why)
     }
 
     if (strcmp(h->setup, r->setup) != 0) {
-        snprintf(why, RV_WHY, "node %u has \"%.90s\", node 0 \"%.90s\"",
-                 h->node, h->setup, r->setup);
+        rv_differ(h, r->setup, why);
         return -1;
     }
 
@@ -634,6 +634,27 @@ rv_check(rv_t *v, const rv_hello_t *h, char *why)
     }
 
     return 0;
+}
+
+
+/* The first option that is another; commas divide them. */
+
+static void
+rv_differ(const rv_hello_t *h, const char *setup, char *why)
+{
+    size_t  i, begin;
+
+    begin = 0;
+
+    for (i = 0; h->setup[i] == setup[i]; i++) {
+        if (setup[i] == ',' && setup[i + 1] == ' ') {
+            begin = i + 2;
+        }
+    }
+
+    snprintf(why, RV_WHY, "node %u has \"%.*s\", node 0 \"%.*s\"", h->node,
+             (int) strcspn(h->setup + begin, ","), h->setup + begin,
+             (int) strcspn(setup + begin, ","), setup + begin);
 }
 
 

@@ -4,16 +4,12 @@
 
 #include <math.h>
 #include <sched.h>
-#include <semaphore.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include "ep/ep_balance.h"
-#include "model/model_balance.h"
-#include "model/model_rank.h"
+#include "model/model_balance_int.h"
 
 
 #define BALANCE_TICK  1.0            /* seconds between counts */
@@ -22,49 +18,16 @@
 /* Rows that an expert has on average before a layer is placed by them. */
 #define BALANCE_LEAST  16
 
-struct model_balance_s {
-    model_rank_t           **rank;
-    be_t                   **helper; /* NULL: weights are made already */
-    uint32_t                 n;
-    uint32_t                 layers;
-    uint32_t                 experts;
-    uint32_t                 top_k;
-    model_balance_options_t  opt;
-    ep_balance_t             shape;
-
-    pthread_t                thread;
-    int                      started;
-    sem_t                    wake;
-    atomic_int               stop;
-
-    double                  *load;   /* [layers][experts] */
-    uint64_t                *seen;   /* [layers][experts], counted so far */
-    uint64_t                *sum;    /* [experts] */
-
-    /* One layer's new place: the thread's, and turn()'s while `ready`. */
-    model_place_t           *place;  /* [ranks] */
-    uint32_t                 layer;
-    atomic_int               ready;
-
-    atomic_uint_least64_t   *load_max;   /* [ranks] */
-    atomic_uint_least64_t   *moves;      /* [ranks] */
-};
-
 
 static int balance_helpers(model_balance_t *b, char *err);
 static void *balance_main(void *data);
-static int balance_wait(model_balance_t *b, double until);
-static double balance_now(void);
 static int balance_count(model_balance_t *b);
 static void balance_publish(model_balance_t *b);
 static int balance_plan(model_balance_t *b);
 static int balance_layer(model_balance_t *b, uint32_t layer, char *err);
 static int balance_move(model_balance_t *b, uint32_t layer,
     const ep_map_t *map, char *err);
-static void balance_drop(model_balance_t *b, uint32_t layer, uint32_t n);
 static be_t *balance_be(const model_balance_t *b, uint32_t rank);
-static const ep_placement_t *balance_at(const model_balance_t *b,
-    uint32_t layer);
 
 
 model_balance_t *
@@ -82,26 +45,30 @@ model_balance_open(model_rank_t *const *rank, uint32_t n,
     }
 
     b->n = n;
+    b->ranks = rank[0]->ex->ranks;
+    b->first = rank[0]->ex->rank;
     b->layers = rank[0]->n_layers;
     b->experts = rank[0]->model->config.gate.experts;
     b->top_k = rank[0]->model->config.gate.top_k;
     b->opt = *opt;
     sem_init(&b->wake, 0, 0);
+    pthread_mutex_init(&b->lock, NULL);
 
     size = (size_t) b->layers * b->experts;
 
     b->rank = calloc(n, sizeof(model_rank_t *));
     b->helper = calloc(n, sizeof(be_t *));
     b->place = calloc(n, sizeof(model_place_t));
-    b->load_max = calloc(n, sizeof(*b->load_max));
-    b->moves = calloc(n, sizeof(*b->moves));
+    b->load_max = calloc(b->ranks, sizeof(*b->load_max));
+    b->moves = calloc(b->ranks, sizeof(*b->moves));
     b->load = calloc(size, sizeof(double));
     b->seen = calloc(size, sizeof(uint64_t));
     b->sum = calloc(b->experts, sizeof(uint64_t));
+    b->away = calloc(size, sizeof(uint64_t));
 
     if (b->rank == NULL || b->helper == NULL || b->place == NULL
         || b->load_max == NULL || b->moves == NULL || b->load == NULL
-        || b->seen == NULL || b->sum == NULL)
+        || b->seen == NULL || b->sum == NULL || b->away == NULL)
     {
         model_error(err, "no memory for a balancer");
         goto failed;
@@ -116,11 +83,15 @@ model_balance_open(model_rank_t *const *rank, uint32_t n,
     }
 
     b->shape.experts = b->experts;
-    b->shape.ranks = n;
+    b->shape.ranks = b->ranks;
     b->shape.groups = 1;
     b->shape.nodes = 1;
 
     if (opt->interval > 0 && balance_helpers(b, err) != 0) {
+        goto failed;
+    }
+
+    if (opt->nodes != NULL && balance_nodes_open(b, err) != 0) {
         goto failed;
     }
 
@@ -184,6 +155,10 @@ model_balance_close(model_balance_t *b)
         pthread_join(b->thread, NULL);
     }
 
+    if (b->opt.nodes != NULL) {
+        balance_nodes_close(b);
+    }
+
     for (i = 0; b->helper != NULL && i < b->n; i++) {
         if (b->helper[i] != NULL) {
             b->helper[i]->close(b->helper[i]);
@@ -191,6 +166,7 @@ model_balance_close(model_balance_t *b)
     }
 
     sem_destroy(&b->wake);
+    pthread_mutex_destroy(&b->lock);
     free(b->rank);
     free(b->helper);
     free(b->place);
@@ -199,17 +175,29 @@ model_balance_close(model_balance_t *b)
     free(b->load);
     free(b->seen);
     free(b->sum);
+    free(b->away);
     free(b);
 }
 
 
-void
-model_balance_turn(model_balance_t *b)
+uint64_t
+model_balance_move(const model_balance_t *b)
+{
+    return atomic_load_explicit(&b->ready, memory_order_acquire);
+}
+
+
+int
+model_balance_turn(model_balance_t *b, uint64_t move)
 {
     uint32_t  i;
 
-    if (atomic_load_explicit(&b->ready, memory_order_acquire) == 0) {
-        return;
+    if (move == 0) {
+        return 0;
+    }
+
+    if (atomic_load_explicit(&b->ready, memory_order_acquire) != move) {
+        return -1;
     }
 
     for (i = 0; i < b->n; i++) {
@@ -218,6 +206,8 @@ model_balance_turn(model_balance_t *b)
 
     atomic_store_explicit(&b->ready, 0, memory_order_release);
     sem_post(&b->wake);
+
+    return 0;
 }
 
 
@@ -225,9 +215,10 @@ void
 model_balance_stats(const model_balance_t *b, uint32_t rank,
     model_balance_stats_t *st)
 {
-    st->load_max = atomic_load_explicit(&b->load_max[rank],
+    st->load_max = atomic_load_explicit(&b->load_max[b->first + rank],
                                         memory_order_relaxed);
-    st->moves = atomic_load_explicit(&b->moves[rank], memory_order_relaxed);
+    st->moves = atomic_load_explicit(&b->moves[b->first + rank],
+                                     memory_order_relaxed);
 }
 
 
@@ -252,6 +243,11 @@ balance_main(void *data)
     news = 0;
 
     while (balance_wait(b, balance_now() + tick) == 0) {
+
+        if (b->follows) {
+            balance_follow(b);
+            continue;
+        }
 
         news |= balance_count(b);
 
@@ -279,7 +275,7 @@ balance_main(void *data)
 
 /* Until then, or until turn() or close() wakes it; 1: it is time to stop. */
 
-static int
+int
 balance_wait(model_balance_t *b, double until)
 {
     struct timespec  ts;
@@ -293,7 +289,7 @@ balance_wait(model_balance_t *b, double until)
 }
 
 
-static double
+double
 balance_now(void)
 {
     struct timespec  ts;
@@ -329,6 +325,8 @@ balance_count(model_balance_t *b)
         for (i = 0; i < b->n; i++) {
             model_expert_load(b->rank[i], l, b->sum);
         }
+
+        balance_nodes_add(b, l, b->sum);
 
         for (e = 0, rows = 0; e < b->experts; e++) {
             rows += (double) (b->sum[e] - seen[e]);
@@ -369,19 +367,21 @@ balance_publish(model_balance_t *b)
         ep_balance_load(balance_at(b, l), b->load + (size_t) l * b->experts,
                         rank);
 
-        for (i = 0, all = 0; i < b->n; i++) {
+        for (i = 0, all = 0; i < b->ranks; i++) {
             all += rank[i];
         }
 
-        for (i = 0; all > 0 && i < b->n; i++) {
-            max[i] = fmax(max[i], rank[i] / all * b->n);
+        for (i = 0; all > 0 && i < b->ranks; i++) {
+            max[i] = fmax(max[i], rank[i] / all * b->ranks);
         }
     }
 
-    for (i = 0; i < b->n; i++) {
+    for (i = 0; i < b->ranks; i++) {
         atomic_store_explicit(&b->load_max[i], (uint64_t) (max[i] * 1000 + .5),
                               memory_order_relaxed);
     }
+
+    balance_nodes_publish(b);
 }
 
 
@@ -447,8 +447,8 @@ balance_layer(model_balance_t *b, uint32_t layer, char *err)
 
     if (rc == 0) {
         snprintf(text, sizeof(text), "balance: layer %u max/mean %.3f -> %.3f,"
-                 " %u experts moved", layer, before / all * b->n,
-                 after / all * b->n, moves);
+                 " %u experts moved", layer, before / all * b->ranks,
+                 after / all * b->ranks, moves);
         b->opt.log(b->opt.log_ctx, 0, text);
     }
 
@@ -462,10 +462,49 @@ static int
 balance_move(model_balance_t *b, uint32_t layer, const ep_map_t *map,
     char *err)
 {
-    int       taken, waits;
+    int       rc;
     uint32_t  i, moves[EP_RANKS_MAX];
+    uint64_t  move;
 
     ep_balance_moves(balance_at(b, layer), ep_map_placement(map), moves);
+    move = ++b->move;
+
+    if (balance_nodes_place(b, layer, map, move, err) != 0
+        || balance_make(b, layer, map, err) != 0)
+    {
+        balance_nodes_drop(b, move);
+        return -1;
+    }
+
+    rc = balance_nodes_made(b, move, err);
+
+    if (rc != 0) {
+        balance_drop(b, layer, b->n);
+        balance_nodes_drop(b, move);
+        return rc;
+    }
+
+    if (balance_turned(b, layer, move) != 0) {
+        balance_nodes_drop(b, move);
+        return 1;
+    }
+
+    for (i = 0; i < b->ranks; i++) {
+        atomic_fetch_add_explicit(&b->moves[i], moves[i],
+                                  memory_order_relaxed);
+    }
+
+    return 0;
+}
+
+
+/* The places of this node's ranks. */
+
+int
+balance_make(model_balance_t *b, uint32_t layer, const ep_map_t *map,
+    char *err)
+{
+    uint32_t  i;
 
     for (i = 0; i < b->n; i++) {
         if (model_place_open(b->rank[i], balance_be(b, i), layer, map,
@@ -477,32 +516,40 @@ balance_move(model_balance_t *b, uint32_t layer, const ep_map_t *map,
         }
     }
 
+    return 0;
+}
+
+
+/* Waits until a step has taken them, and frees what they replaced. */
+
+int
+balance_turned(model_balance_t *b, uint32_t layer, uint64_t move)
+{
+    uint64_t  waits;
+
     b->layer = layer;
-    atomic_store_explicit(&b->ready, 1, memory_order_release);
+    atomic_store_explicit(&b->ready, move, memory_order_release);
+    balance_nodes_ready(b, move);
 
     while (atomic_load_explicit(&b->ready, memory_order_acquire) != 0
-           && balance_wait(b, balance_now() + 3600) == 0)
+           && balance_wait(b, balance_now() + 3600) == 0
+           && !balance_nodes_dropped(b, move))
     {
         /* void */
     }
 
     /* told to stop, it takes back what no step will take any more */
 
-    waits = 1;
-    taken = !atomic_compare_exchange_strong(&b->ready, &waits, 0);
+    waits = move;
+    waits = atomic_compare_exchange_strong(&b->ready, &waits, 0);
 
     balance_drop(b, layer, b->n);
 
-    for (i = 0; taken && i < b->n; i++) {
-        atomic_fetch_add_explicit(&b->moves[i], moves[i],
-                                  memory_order_relaxed);
-    }
-
-    return taken ? 0 : 1;
+    return waits ? -1 : 0;
 }
 
 
-static void
+void
 balance_drop(model_balance_t *b, uint32_t layer, uint32_t n)
 {
     uint32_t  i;
@@ -522,7 +569,7 @@ balance_be(const model_balance_t *b, uint32_t rank)
 
 /* Equal on all ranks; NULL in a dense layer. */
 
-static const ep_placement_t *
+const ep_placement_t *
 balance_at(const model_balance_t *b, uint32_t layer)
 {
     ep_map_t  *map;

@@ -13,11 +13,17 @@
  * them nothing.
  *
  * Which rank computes a row for an expert changes no answer.
+ *
+ * SEVERAL NODES.  Each has a balancer, of its own ranks.  Those of the others
+ * send node 0 what they count; node 0's places the layers for all ranks and
+ * sends each new place to the others (model_balance_nodes.c), and when all
+ * have made it ready, says in which step they exchange it (ep_begin_t.move).
  */
 
 #ifndef MODEL_MODEL_BALANCE_H
 #define MODEL_MODEL_BALANCE_H
 
+#include "ep/ep_nodes.h"
 #include "model/model.h"
 
 
@@ -28,6 +34,7 @@ typedef struct {
     double   gain;                   /* least share of the load to be saved */
     void   (*log)(void *ctx, int bad, const char *text);
     void    *log_ctx;
+    ep_nodes_t  *nodes;              /* NULL: all ranks are here */
 } model_balance_options_t;
 
 typedef struct {
@@ -48,11 +55,14 @@ void model_balance_close(model_balance_t *b);
 
 /*
  * To be called before each step while no rank computes, by the thread that
- * then lets them begin.  Costs next to nothing.
+ * then lets them begin: the number of the move that is ready, 0 if there is
+ * none; and making it, or the one that node 0 has named.  0, or -1 if it is
+ * not there.  Both cost next to nothing.
  */
-void model_balance_turn(model_balance_t *b);
+uint64_t model_balance_move(const model_balance_t *b);
+int model_balance_turn(model_balance_t *b, uint64_t move);
 
-/* About one rank, as of the last second.  Any thread may ask. */
+/* About one rank of this node, as of the last second.  Any thread may ask. */
 void model_balance_stats(const model_balance_t *b, uint32_t rank,
     model_balance_stats_t *st);
 

@@ -18,6 +18,8 @@
  *     model_forward.c      the graph
  *     model_mtp.c          the graph of the multi-token prediction layer
  *     model_balance.c      moves experts while the ranks compute
+ *     model_balance_nodes.c  and what balancers of several nodes tell each
+ *                          other
  *     model_cost.c         what a token costs
  *     model_plan.c         what a rank on a GPU holds, by config.json alone
  */

@@ -108,6 +108,26 @@ typedef int (*sched_draft_pt)(void *ctx, uint32_t rank,
     const sched_draft_t *draft, const uint32_t *logit_row, uint32_t n_logits,
     float *logits, char *err);
 
+/*
+ * Engines that step together, each with a scheduler of its own.  After its
+ * plan, before the step, one says what it has to do and learns what all have.
+ * 1: a step follows, with the most drafts that any wants, also for one that
+ * has no work; 0: nobody has work, and sched_wake() is called as soon as
+ * somebody has; -1 with the reason in `err`, as from a step.
+ */
+
+typedef struct {
+    int       work;
+    uint32_t  depth;                 /* drafts; then the most of all */
+    double    rows;                  /* of the step; then those of all */
+    double    planned_us;            /* then of the slowest */
+} sched_join_t;
+
+typedef int (*sched_join_pt)(void *ctx, sched_join_t *j, char *err);
+
+/* Whom to wake; NULL: nobody any more. */
+typedef void (*sched_waker_pt)(void *ctx, sched_t *s);
+
 /* Why a sequence ended. */
 
 typedef enum {
@@ -198,6 +218,8 @@ typedef struct {
     uint32_t            n_eos;
     uint64_t            boot;        /* random; epochs start from it */
     sched_step_pt       step;
+    sched_join_pt       join;        /* NULL: it steps alone */
+    sched_waker_pt      waker;       /* with `join` */
     void              (*begin)(void *step_ctx);  /* NULL, or before steps */
     void               *step_ctx;
     uint32_t            speculate;   /* at most SCHED_DEPTH_MAX; 0: off */

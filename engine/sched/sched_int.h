@@ -239,6 +239,7 @@ struct sched_s {
     double            account;       /* µs that prompts may take */
     double            planned_us;    /* of the step at hand */
     sched_load_t      load;          /* of its slowest rank */
+    int               foreign;       /* others' work took the time of it */
     uint64_t          step_from;     /* when it began */
     uint64_t          busy_us;       /* of all steps */
     uint64_t          guess_us;
@@ -346,5 +347,8 @@ void sched_rank_run(sched_t *s, sched_rank_t *rk);
 
 /* after all ranks have run */
 void sched_collect(sched_t *s);
+
+/* A rank failed: nothing goes on. */
+void sched_fail(sched_t *s, const char *why);
 
 #endif /* SCHED_SCHED_INT_H */

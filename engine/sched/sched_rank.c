@@ -334,15 +334,17 @@ sched_collect(sched_t *s)
     sched_rank_t  *rk;
 
     s->steps++;
-    sched_budget_learn(s);
-    sched_learn_depth(s);
+
+    if (!s->foreign) {
+        sched_budget_learn(s);
+        sched_learn_depth(s);
+    }
 
     for (i = 0; i < s->n_ranks; i++) {
         rk = &s->rank[i];
 
-        if (rk->rc != 0 && !s->failed) {
-            s->failed = 1;
-            s->opt.ops->failed(s->opt.ops_ctx, rk->err);
+        if (rk->rc != 0) {
+            sched_fail(s, rk->err);
         }
     }
 
@@ -372,5 +374,15 @@ sched_collect(sched_t *s)
 
     if (s->opt.ops->stepped != NULL) {
         s->opt.ops->stepped(s->opt.ops_ctx);
+    }
+}
+
+
+void
+sched_fail(sched_t *s, const char *why)
+{
+    if (!s->failed) {
+        s->failed = 1;
+        s->opt.ops->failed(s->opt.ops_ctx, why);
     }
 }

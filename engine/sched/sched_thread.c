@@ -15,6 +15,7 @@
 static void *sched_main(void *data);
 static void *sched_leader(void *data);
 static int sched_sleep(sched_t *s);
+static int sched_join(sched_t *s, int work);
 static void sched_step(sched_t *s);
 static void sched_halt(sched_t *s);
 
@@ -24,6 +25,10 @@ sched_start(sched_t *s, char *err)
 {
     int       rc;
     uint32_t  i;
+
+    if (s->opt.join != NULL) {
+        s->opt.waker(s->opt.step_ctx, s);
+    }
 
     for (i = 1; i < s->n_ranks; i++) {
         rc = pthread_create(&s->rank[i].thread, NULL, sched_leader,
@@ -67,6 +72,10 @@ sched_stop(sched_t *s)
     if (s->started) {
         pthread_join(s->thread, NULL);
         s->started = 0;
+    }
+
+    if (s->opt.join != NULL) {
+        s->opt.waker(s->opt.step_ctx, NULL);
     }
 
     sched_halt(s);
@@ -115,6 +124,10 @@ sched_main(void *data)
         atomic_store(&s->step_began, sched_now(s));
 
         work = sched_plan(s);
+
+        if (s->opt.join != NULL) {
+            work = sched_join(s, work);
+        }
 
         if (work) {
             sched_step(s);
@@ -185,6 +198,42 @@ sched_sleep(sched_t *s)
     ts.tv_nsec = (long) (until % 1000000) * 1000;
 
     return pthread_cond_timedwait(&s->wake, &s->lock, &ts) == ETIMEDOUT;
+}
+
+
+/*
+ * Whether a step follows.  One that others' work makes longer than this
+ * engine's would have been teaches nothing.
+ */
+
+static int
+sched_join(sched_t *s, int work)
+{
+    int           rc;
+    char          err[SCHED_ERR_LEN];
+    sched_join_t  j;
+
+    j.work = work;
+    j.depth = work ? s->depth : 0;
+    j.rows = work ? s->all_rows : 0;
+    j.planned_us = work ? s->planned_us : 0;
+
+    rc = s->opt.join(s->opt.step_ctx, &j, err);
+
+    if (rc == -1) {
+        sched_fail(s, err);
+        sched_end_all(s, SCHED_E_INTERNAL, "a node of the engine failed");
+        return 0;
+    }
+
+    if (rc == 1) {
+        s->foreign = !work || j.planned_us > s->planned_us;
+        s->depth = j.depth;
+        s->all_rows = j.rows;
+        s->step_from = sched_now(s);
+    }
+
+    return rc;
 }
 
 
