@@ -5,6 +5,8 @@
 #   make run        installs what is missing, serves the shipped model
 #   make check      all tests (installs what they need)
 #   make bench      figures beside their peers
+#   make gpu-bundle, check-gpu, bench-gpu, ptxas
+#                   the CUDA backend on a GPU, see tests/gpu.mk
 #
 #   V=1             print the commands
 #   SANITIZE=1      address and undefined-behaviour sanitizers

@@ -1,7 +1,9 @@
 # CUDA without a GPU.  The kernels (engine/backend/cuda/*.cu) and the device
 # backend's host code are compiled once more by g++ against the emulator,
 # tests/cuda/emu, into build/libcuemu.a; tests/cuda/test_*.c and *.cc are
-# cmocka programs linked with it, and part of check-unit.
+# cmocka programs linked with it, and part of check-unit.  So are
+# tests/cuda/gpu_*.c and *.cc, which use nothing of the emulator's own and are
+# built once more for a GPU (tests/gpu.mk).
 
 ifeq ($(origin CXX),default)
 CXX := $(if $(findstring ccache,$(CC)),ccache )g++
@@ -41,19 +43,20 @@ $(EMU_LIB): $(EMU_OBJ)
 # Products in software want the vector units.
 $(BUILD)/emu/tests/cuda/emu/%.o: OPT := -O3
 
-CUDA_TEST_SRC := $(sort $(wildcard tests/cuda/test_*.c tests/cuda/test_*.cc))
+CUDA_TEST_SRC := $(sort $(wildcard tests/cuda/test_*.c tests/cuda/test_*.cc \
+                   tests/cuda/gpu_*.c tests/cuda/gpu_*.cc))
 CUDA_TEST_BIN := $(CUDA_TEST_SRC:tests/%=$(BUILD)/tests/%)
 CUDA_TEST_BIN := $(basename $(CUDA_TEST_BIN))
 
 CUDA_TEST_LINK = -Itests -Itests/unit -MMD -MP $(LDFLAGS) -o $@ $< \
                  $(EMU_LIB) $(LIB) $(LDLIBS) -lcmocka -lstdc++
 
-$(BUILD)/tests/cuda/test_%: tests/cuda/test_%.cc $(EMU_LIB) $(BUILD)/libllm.a
+$(BUILD)/tests/cuda/%: tests/cuda/%.cc $(EMU_LIB) $(BUILD)/libllm.a
 	@mkdir -p $(@D)
 	@echo "CXX $<"
 	$(Q)$(EMU_CXX) $(CUDA_TEST_LINK)
 
-$(BUILD)/tests/cuda/test_%: tests/cuda/test_%.c $(EMU_LIB) $(BUILD)/libllm.a
+$(BUILD)/tests/cuda/%: tests/cuda/%.c $(EMU_LIB) $(BUILD)/libllm.a
 	@mkdir -p $(@D)
 	@echo "CC $<"
 	$(Q)$(EMU_CC) $(CUDA_TEST_LINK)

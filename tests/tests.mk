@@ -6,6 +6,7 @@ UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/%)
 
 include tests/cuda.mk
+include tests/gpu.mk
 
 TOOL_SRC := $(sort $(wildcard tests/*.c tests/bench/*.c))
 TOOL_BIN := $(TOOL_SRC:tests/%.c=$(BUILD)/tests/%)

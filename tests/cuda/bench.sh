@@ -1,0 +1,26 @@
+#!/bin/sh
+# Figures of a GPU, at most eight minutes; from the folder that make gpu-bundle
+# makes.  What is printed goes to $OUT/bench-gpu.txt, too, if OUT is set.
+
+cd "$(dirname "$0")" || exit 1
+
+for d in /usr/local/cuda/lib64 /usr/local/cuda/targets/x86_64-linux/lib \
+    $(python3 -c 'import site; print(*site.getsitepackages())' 2>/dev/null \
+      | tr ' ' '\n' | sed 's,$,/nvidia/*/lib,')
+do
+    [ -d "$d" ] && LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$d
+done
+export LD_LIBRARY_PATH
+
+{
+    date -u +%Y-%m-%d
+    nvidia-smi --query-gpu=name,driver_version,memory.total \
+        --format=csv,noheader
+
+    for p in bin/bench_*; do
+        [ -x "$p" ] || continue
+        echo
+        echo "== ${p#bin/bench_}"
+        timeout 150 "$p" || echo "FAILED: status $?"
+    done
+} 2>&1 | tee "${OUT:-/tmp}/bench-gpu.txt"

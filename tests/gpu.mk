@@ -1,0 +1,81 @@
+# On a GPU: make gpu-bundle makes one folder, build/gpu, that runs the checks and
+# the benchmarks where nothing is installed but a driver, python3 with numpy
+# and, for the fastest products in BF16, cuBLASLt:
+#
+#     build/gpu/check.sh      make check-gpu
+#     build/gpu/bench.sh      make bench-gpu
+#
+# tests/cuda/gpu_*.c and bench_*.c (or .cc) are its programs.  Libraries are
+# linked statically where Debian has them so, the others are carried.
+
+GPU      := $(BUILD)/gpu
+GPU_SRC  := $(sort $(wildcard tests/cuda/gpu_*.c tests/cuda/gpu_*.cc \
+              tests/cuda/bench_*.c tests/cuda/bench_*.cc))
+GPU_BIN  := $(basename $(GPU_SRC:tests/cuda/%=$(GPU)/bin/%))
+GPU_INC   = -Itests -Itests/unit -isystem $(strip $(CUDA_HOME))/include
+GPU_LINK  = $(LDFLAGS) '-Wl,-rpath,$$ORIGIN/../lib' -o $@ $(1) \
+            $(BUILD)/libllm.a $(CUDA_LIBS) -lcjson -lcmocka \
+            -Wl,-Bstatic -lpcre2-8 -lxxhash -lcrypto -latomic_ops \
+            -Wl,-Bdynamic -lm
+
+ifeq ($(CUDA_NONE),)
+
+$(GPU)/bin/llm-engine: $(BUILD)/engine/main.o $(CUDA_OBJ) $(BUILD)/libllm.a
+	@mkdir -p $(@D)
+	@echo "LD $@"
+	$(Q)$(CC) $(call GPU_LINK,$(BUILD)/engine/main.o $(CUDA_OBJ))
+
+$(GPU)/bin/%: tests/cuda/%.c $(CUDA_OBJ) $(BUILD)/libllm.a
+	@mkdir -p $(@D)
+	@echo "CC $@"
+	$(Q)$(CC) $(CFLAGS) $(GPU_INC) -c -o $(BUILD)/gpu_$*.o $<
+	$(Q)$(CC) $(call GPU_LINK,$(BUILD)/gpu_$*.o $(CUDA_OBJ))
+
+$(GPU)/bin/%: tests/cuda/%.cc $(CUDA_OBJ) $(BUILD)/libllm.a
+	@mkdir -p $(@D)
+	@echo "CXX $@"
+	$(Q)g++ -std=c++17 -D_GNU_SOURCE $(OPT) -g -Wall -Iengine $(GPU_INC) \
+	    -fno-exceptions -fno-threadsafe-statics -c \
+	    -o $(BUILD)/gpu_$*.o $<
+	$(Q)$(CC) $(call GPU_LINK,$(BUILD)/gpu_$*.o $(CUDA_OBJ)) -static-libgcc \
+	    -Wl,-Bstatic -lstdc++ -Wl,-Bdynamic
+
+tests: $(GPU_BIN)
+
+.PHONY: gpu-bundle
+gpu-bundle: $(GPU)/bin/llm-engine $(GPU_BIN)
+	@mkdir -p $(GPU)/lib $(GPU)/reference $(GPU)/wordnet-tiny
+	@for l in cjson cmocka; do \
+	    cp -L $$(ldd $(GPU)/bin/gpu_model $(GPU)/bin/llm-engine \
+	             | awk -v l=lib$$l.so '$$1 ~ "^" l { print $$3; exit }') \
+	        $(GPU)/lib/; \
+	done
+	@cp tests/reference/*.py $(GPU)/reference/
+	@cp engine/models/wordnet-tiny/*.json \
+	    engine/models/wordnet-tiny/*.safetensors $(GPU)/wordnet-tiny/
+	@cp tests/cuda/check.sh tests/cuda/bench.sh $(GPU)/
+	@strip -g $(GPU)/bin/*
+	@du -sh $(GPU)
+	@test $$(du -sm $(GPU) | cut -f1) -le 60
+
+else
+
+.PHONY: gpu-bundle
+gpu-bundle:
+	@echo "gpu-bundle$(CUDA_NONE)"
+	@false
+
+endif
+
+.PHONY: check-gpu bench-gpu ptxas
+check-gpu: $(if $(CUDA_NONE),,gpu-bundle)
+	$(GPU)/check.sh
+
+bench-gpu: $(if $(CUDA_NONE),,gpu-bundle)
+	$(GPU)/bench.sh
+
+# What the assembler and the machine code say of the kernels; no GPU needed.
+
+ptxas:
+	@NVCC="$(NVCC)" NVCCFLAGS="$(NVCCFLAGS)" BUILD=$(BUILD) \
+	    tests/cuda/ptxas.sh $(filter %.cu,$(CUDA_SRC))
