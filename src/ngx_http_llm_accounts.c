@@ -14,6 +14,7 @@
  */
 
 #include "ngx_http_llm_accounts.h"
+#include "ngx_http_llm_meter.h"
 
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
@@ -338,7 +339,7 @@ ngx_http_llm_accounts_access(ngx_http_request_t *r)
 
     llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
 
-    if (llcf->engine == NULL) {
+    if (llcf->engine == NULL && !ngx_http_llm_meter_on(r)) {
         return NGX_DECLINED;
     }
 

@@ -14,7 +14,6 @@
 
 static ngx_int_t ngx_http_llm_read_body_handler(ngx_http_request_t *r);
 static void ngx_http_llm_read_body_done(ngx_http_request_t *r);
-static ngx_int_t ngx_http_llm_read_body_peek(ngx_http_request_t *r);
 static ngx_int_t ngx_http_llm_body_copy(ngx_http_request_t *r,
     ngx_chain_t *in, u_char *p);
 
@@ -41,7 +40,6 @@ ngx_http_llm_body_init(ngx_conf_t *cf)
 static ngx_int_t
 ngx_http_llm_read_body_handler(ngx_http_request_t *r)
 {
-    ngx_int_t                 rc;
     ngx_http_llm_ctx_t       *ctx;
     ngx_http_llm_loc_conf_t  *llcf;
 
@@ -58,12 +56,25 @@ ngx_http_llm_read_body_handler(ngx_http_request_t *r)
         ctx = ngx_http_get_module_ctx(r, ngx_http_llm_module);
 
         if ((ctx == NULL || ctx->peek == NULL) && !r->discard_body
-            && ngx_http_llm_read_body_peek(r) != NGX_OK)
+            && ngx_http_llm_body_peek(r) != NGX_OK)
         {
             return NGX_HTTP_INTERNAL_SERVER_ERROR;
         }
 
         return NGX_DECLINED;
+    }
+
+    return ngx_http_llm_body_read(r);
+}
+
+
+ngx_int_t
+ngx_http_llm_body_read(ngx_http_request_t *r)
+{
+    ngx_int_t  rc;
+
+    if (r->request_body != NULL) {
+        return NGX_OK;
     }
 
     rc = ngx_http_read_client_request_body(r, ngx_http_llm_read_body_done);
@@ -87,8 +98,8 @@ ngx_http_llm_read_body_done(ngx_http_request_t *r)
 }
 
 
-static ngx_int_t
-ngx_http_llm_read_body_peek(ngx_http_request_t *r)
+ngx_int_t
+ngx_http_llm_body_peek(ngx_http_request_t *r)
 {
     size_t               size;
     u_char              *data, *copy;

@@ -9,7 +9,7 @@
  * get X-Request-Id here.
  */
 
-#include "ngx_http_llm_module.h"
+#include "ngx_http_llm_meter.h"
 
 
 static ngx_int_t ngx_http_llm_header_filter(ngx_http_request_t *r);
@@ -19,6 +19,7 @@ static ngx_int_t ngx_http_llm_replace(ngx_http_request_t *r);
 static ngx_int_t ngx_http_llm_replace_headers(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx, ngx_http_llm_error_t *err);
 static ngx_int_t ngx_http_llm_request_id(ngx_http_request_t *r);
+static ngx_table_elt_t *ngx_http_llm_request_id_find(ngx_list_t *headers);
 static ngx_int_t ngx_http_llm_request_id_valid(ngx_str_t *id);
 
 
@@ -135,7 +136,7 @@ ngx_http_llm_header_filter(ngx_http_request_t *r)
 
     llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
 
-    if (llcf->engine == NULL) {
+    if (llcf->engine == NULL && !ngx_http_llm_meter_on(r)) {
         return ngx_http_next_header_filter(r);
     }
 
@@ -325,42 +326,27 @@ ngx_http_llm_describe(ngx_http_llm_error_t *err, ngx_uint_t status)
 }
 
 
-/* The client's own, if it is harmless, else $request_id. */
+/*
+ * The client's own, if it is harmless, else $request_id; none if a server
+ * behind has said one.
+ */
 
 static ngx_int_t
 ngx_http_llm_request_id(ngx_http_request_t *r)
 {
     ngx_str_t                   value;
-    ngx_uint_t                  i;
-    ngx_list_part_t            *part;
     ngx_table_elt_t            *h;
     ngx_http_variable_value_t  *vv;
     ngx_http_llm_main_conf_t   *lmcf;
 
-    part = &r->headers_in.headers.part;
-    h = part->elts;
+    if (ngx_http_llm_request_id_find(&r->headers_out.headers) != NULL) {
+        return NGX_OK;
+    }
 
-    for (i = 0; /* void */; i++) {
+    h = ngx_http_llm_request_id_find(&r->headers_in.headers);
 
-        if (i >= part->nelts) {
-
-            if (part->next == NULL) {
-                break;
-            }
-
-            part = part->next;
-            h = part->elts;
-            i = 0;
-        }
-
-        if (h[i].key.len == sizeof("X-Request-Id") - 1
-            && ngx_strncasecmp(h[i].key.data, (u_char *) "X-Request-Id",
-                               sizeof("X-Request-Id") - 1)
-               == 0
-            && ngx_http_llm_request_id_valid(&h[i].value))
-        {
-            return ngx_http_llm_add_header(r, "X-Request-Id", &h[i].value);
-        }
+    if (h != NULL) {
+        return ngx_http_llm_add_header(r, "X-Request-Id", &h->value);
     }
 
     lmcf = ngx_http_get_module_main_conf(r, ngx_http_llm_module);
@@ -375,6 +361,37 @@ ngx_http_llm_request_id(ngx_http_request_t *r)
     value.len = vv->len;
 
     return ngx_http_llm_add_header(r, "X-Request-Id", &value);
+}
+
+
+/* The first that is harmless. */
+
+static ngx_table_elt_t *
+ngx_http_llm_request_id_find(ngx_list_t *headers)
+{
+    ngx_uint_t        i;
+    ngx_list_part_t  *part;
+    ngx_table_elt_t  *h;
+
+    for (part = &headers->part; part != NULL; part = part->next) {
+
+        h = part->elts;
+
+        for (i = 0; i < part->nelts; i++) {
+
+            if (h[i].hash != 0
+                && h[i].key.len == sizeof("X-Request-Id") - 1
+                && ngx_strncasecmp(h[i].key.data, (u_char *) "X-Request-Id",
+                                   sizeof("X-Request-Id") - 1)
+                   == 0
+                && ngx_http_llm_request_id_valid(&h[i].value))
+            {
+                return &h[i];
+            }
+        }
+    }
+
+    return NULL;
 }
 
 

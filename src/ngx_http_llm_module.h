@@ -341,11 +341,17 @@ void ngx_http_llm_choice_finish(ngx_http_llm_choice_t *choice,
  * request that was read, in one piece; `*copy`, unless NULL, is to be freed
  * with ngx_free(); NGX_DECLINED: it is larger than CHAN_BODY_MAX; NGX_ERROR: no
  * memory, or its file cannot be read, which was logged.
+ *
+ * ngx_http_llm_body_read() is for a phase's handler: NGX_OK, the body is
+ * there; else what to return, and the phases run again once it is.
+ * ngx_http_llm_body_peek() looks at a body that is there, into ctx->peek.
  */
 
 ngx_int_t ngx_http_llm_body_init(ngx_conf_t *cf);
 ngx_int_t ngx_http_llm_body_data(ngx_http_request_t *r, u_char **data,
     size_t *size, u_char **copy);
+ngx_int_t ngx_http_llm_body_read(ngx_http_request_t *r);
+ngx_int_t ngx_http_llm_body_peek(ngx_http_request_t *r);
 
 
 /*

@@ -10,6 +10,7 @@
 
 static void ngx_http_llm_peek_model(ngx_http_llm_peek_t *peek,
     const cJSON *model);
+static uint32_t ngx_http_llm_peek_number(const cJSON *value);
 static ngx_int_t ngx_http_llm_peek_messages(chan_body_t *body,
     const cJSON *messages);
 static ngx_int_t ngx_http_llm_peek_message(chan_body_t *body,
@@ -29,6 +30,8 @@ ngx_http_llm_peek(ngx_http_llm_peek_t *peek, const u_char *data, size_t len)
     ngx_http_llm_error_t   err;
 
     ngx_memzero(peek, sizeof(ngx_http_llm_peek_t));
+    peek->n = 1;
+
     ngx_memzero(&body, sizeof(chan_body_t));
 
     if (ngx_http_llm_json_parse(&json, data, len, &err) != NGX_OK) {
@@ -43,6 +46,12 @@ ngx_http_llm_peek(ngx_http_llm_peek_t *peek, const u_char *data, size_t len)
         (void) snprintf(peek->user, sizeof(peek->user), "%s",
                         f[NGX_HTTP_LLM_F_USER]->valuestring);
     }
+
+    peek->n = ngx_max(ngx_http_llm_peek_number(f[NGX_HTTP_LLM_F_N]), 1);
+
+    peek->max_tokens = ngx_max(
+        ngx_http_llm_peek_number(f[NGX_HTTP_LLM_F_MAX_TOKENS]),
+        ngx_http_llm_peek_number(f[NGX_HTTP_LLM_F_MAX_COMPLETION_TOKENS]));
 
     if (cJSON_IsArray(f[NGX_HTTP_LLM_F_MESSAGES])) {
         rc = ngx_http_llm_peek_messages(&body, f[NGX_HTTP_LLM_F_MESSAGES]);
@@ -80,6 +89,18 @@ ngx_http_llm_peek_model(ngx_http_llm_peek_t *peek, const cJSON *model)
 
     ngx_memcpy(peek->model, model->valuestring,
                ngx_strlen(model->valuestring) + 1);
+}
+
+
+static uint32_t
+ngx_http_llm_peek_number(const cJSON *value)
+{
+    if (!cJSON_IsNumber(value) || !(value->valuedouble >= 1)) {
+        return 0;
+    }
+
+    return value->valuedouble < INT32_MAX ? (uint32_t) value->valuedouble
+                                          : INT32_MAX;
 }
 
 

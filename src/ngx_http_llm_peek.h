@@ -1,6 +1,7 @@
 /*
  * What a body says before anybody serves it: the model it asks for, the user,
- * and how its prompt begins.  Unlike the parser (ngx_http_llm_params.h) this
+ * how its prompt begins, and how
+ * much is asked for.  Unlike the parser (ngx_http_llm_params.h) this
  * refuses nothing: the body may be meant for another server, with fields that
  * the module does not know.  It is compiled alone as well.
  */
@@ -16,6 +17,8 @@ typedef struct {
     char        user[NGX_HTTP_LLM_USER_MAX + 1];     /* empty: not said */
     uint64_t    head;        /* hash of the prompt's beginning */
     ngx_uint_t  prompt;      /* there is one */
+    ngx_uint_t  n;           /* choices, at least 1 */
+    uint32_t    max_tokens;  /* 0: not said */
 } ngx_http_llm_peek_t;
 
 

@@ -178,11 +178,12 @@ ngx_http_llm_variable_count(ngx_http_request_t *r,
 
     ctx = ngx_http_get_module_ctx(r, ngx_http_llm_module);
 
-    /* No rank has computed an answer that was there already. */
+    /* No rank has computed an answer that was there already, or elsewhere. */
 
     if (ctx == NULL || !ctx->accepted
         || (data == offsetof(ngx_http_llm_ctx_t, rank)
-            && ctx->admission == NGX_HTTP_LLM_ANSWERED))
+            && (ctx->engine == NULL
+                || ctx->admission == NGX_HTTP_LLM_ANSWERED)))
     {
         v->not_found = 1;
         return NGX_OK;
@@ -213,6 +214,10 @@ ngx_http_llm_variable_time(ngx_http_request_t *r,
     ctx = ngx_http_get_module_ctx(r, ngx_http_llm_module);
 
     known = ctx != NULL && ctx->accepted;
+
+    if (known && data == offsetof(ngx_http_llm_ctx_t, queue_us)) {
+        known = ctx->engine != NULL;
+    }
 
     if (known && data == offsetof(ngx_http_llm_ctx_t, ttft_us)) {
         known = ctx->first;

@@ -92,6 +92,16 @@ $(BUILD)/tests/test_http_bucket: tests/unit/test_http_bucket.c $(SHIM_DEP)
 	$(Q)$(SHIM_CC) -lcmocka
 
 
+# What looks at answers that pass needs nginx's types and no code of it.
+
+$(BUILD)/tests/test_http_scan: tests/unit/test_http_scan.c \
+        src/ngx_http_llm_scan.c src/ngx_http_llm_scan.h \
+        | $(NGINX_TREE)/objs/Makefile
+	@mkdir -p $(@D)
+	@echo "CC $<"
+	$(Q)$(CC) $(CFLAGS) $(SHIM_INC) -Isrc $(LDFLAGS) -o $@ $< \
+	    src/ngx_http_llm_scan.c -lcmocka
+
 # Fuzzers of the module (clang).  The request parser needs nginx's headers
 # and no nginx code.
 
