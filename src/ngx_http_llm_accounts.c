@@ -29,6 +29,8 @@ static ngx_int_t ngx_http_llm_accounts_key(ngx_http_request_t *r,
     ngx_str_t *key);
 static ngx_int_t ngx_http_llm_accounts_bearer(ngx_str_t *value,
     ngx_str_t *key);
+static ngx_int_t ngx_http_llm_accounts_digest(ngx_http_request_t *r,
+    ngx_str_t *key, u_char *digest);
 static ngx_http_llm_account_t *ngx_http_llm_accounts_lookup(
     ngx_http_llm_accounts_t *table, const u_char *digest);
 static ngx_int_t ngx_http_llm_accounts_challenge(ngx_http_request_t *r);
@@ -144,9 +146,7 @@ ngx_http_llm_account(ngx_http_request_t *r)
         return NULL;
     }
 
-    if (EVP_Digest(key.data, key.len, digest, NULL, EVP_sha256(), NULL) != 1) {
-        ngx_log_error(NGX_LOG_ALERT, r->connection->log, 0,
-                      "EVP_Digest() failed");
+    if (ngx_http_llm_accounts_digest(r, &key, digest) != NGX_OK) {
         return NULL;
     }
 
@@ -228,6 +228,42 @@ ngx_http_llm_accounts_bearer(ngx_str_t *value, ngx_str_t *key)
 
     return key->len != 0 && key->len <= NGX_HTTP_LLM_KEY_MAX ? NGX_OK
                                                              : NGX_DECLINED;
+}
+
+
+/* OpenSSL 3 searches for an algorithm at each use unless it was fetched. */
+
+static ngx_int_t
+ngx_http_llm_accounts_digest(ngx_http_request_t *r, ngx_str_t *key,
+    u_char *digest)
+{
+    const EVP_MD  *md;
+
+#if (OPENSSL_VERSION_NUMBER >= 0x30000000L)
+
+    static EVP_MD  *fetched;
+
+    if (fetched == NULL) {
+        fetched = EVP_MD_fetch(NULL, "SHA256", NULL);
+    }
+
+    md = fetched;
+
+#else
+
+    md = EVP_sha256();
+
+#endif
+
+    if (md == NULL
+        || EVP_Digest(key->data, key->len, digest, NULL, md, NULL) != 1)
+    {
+        ngx_log_error(NGX_LOG_ALERT, r->connection->log, 0,
+                      "SHA-256 of an API key failed");
+        return NGX_ERROR;
+    }
+
+    return NGX_OK;
 }
 
 

@@ -34,7 +34,9 @@
  * RECOVERY  A slot is given to another process only after its own has ended.  A
  * worker that starts settles what is left in its slot, and what processes that
  * are gone left in others; so does one that had to refuse, once a second.  It
- * settles with `used`, which is as new as the dead worker's last event.
+ * settles with `used`, which is as new as the dead worker's last event.  A
+ * worker that is killed within the lock may leave the zone broken, as in any
+ * zone of nginx, whose master only frees the lock.
  *
  * MEMORY  Buckets that are empty make room first.  If there are none, the one
  * that was used least recently is forgotten, unless something is reserved of

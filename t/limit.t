@@ -406,37 +406,54 @@ ok($t->wait_for(sub { $t->read_file('logs/error.log') =~
 $t->config($conf, workers => 2);
 $t->reload(drain => 1);
 
-# A worker that is killed: its successor settles what was used so far.
+# A worker that is killed, or told to stop at once: what was used so far is
+# settled, by its successor or by itself.
 
-my @streams = map {
-    [ stream('/huge/', 'kill', 'tokens=4000 delay=50 prompt_tokens=100', 4,
-             max_tokens => 4000) ]
-} 1 .. 4;
+my @streams;
 my $each = bound('tokens=4000 delay=50 prompt_tokens=100', 4000);
-my $probe = bound('tokens=0', 1);
+my $probe = bound('tokens=0 prompt_tokens=1', 1);
 
-is(left(ask('/huge/', 'kill', 'tokens=0', body => { max_tokens => 1 })),
-   1000000 - 4 * $each - $probe, 'kill: four hold all that they may use');
-my @old = $t->workers();
-kill 'KILL', @old;
-ok($t->wait_for(sub { (grep { my $w = $_; !grep { $_ == $w } @old }
-                       $t->workers()) == 2 }), 'kill: new workers');
-my $seen = 0;
-for my $p (@streams) {
-    my ($c, $r) = @$p;
-    while ($t->fill($c, time() + 2) > 0) { }
-    $seen += () = "$r->{body}$c->{buf}" =~ /"content":"[^"]/g;
+sub probe {
+    my ($key) = @_;
+    my $r = ask('/huge/', $key, 'tokens=0 prompt_tokens=1',
+                body => { max_tokens => 1 });
+    return left($r);
 }
-my $rest;
-ok($t->wait_for(sub {
-    my $r = eval { ask('/huge/', 'kill', 'tokens=0', body => {
-                       max_tokens => 1 }) } or return 0;
-    ($rest = left($r)) ne 'none';
-}), 'kill: served again');
-my $lost = 1000000 - $probe - $rest;
-cmp_ok($lost, '>=', 4 * 100 + $seen, 'kill: all that clients saw is counted');
-cmp_ok($lost, '<=', 4 * 100 + $seen + 4 * 3 + 10,
-       "kill: and no more than that ($lost, seen $seen)");
+
+for my $signal (qw/ KILL TERM /) {
+    my ($what, @rest) = "$signal of both workers";
+
+    @streams = map {
+        [ stream('/huge/', $signal, 'tokens=4000 delay=50 prompt_tokens=100',
+                 4, max_tokens => 4000) ]
+    } 1 .. 4;
+
+    is(probe($signal), 1000000 - 4 * $each - $probe,
+       "$what: four hold all that they may use");
+
+    my @old = $t->workers();
+    kill $signal, @old;
+    ok($t->wait_for(sub { (grep { my $w = $_; !grep { $_ == $w } @old }
+                           $t->workers()) == 2 }), "$what: new ones");
+
+    my $seen = 0;
+    for my $p (@streams) {
+        my ($c, $r) = @$p;
+        while ($t->fill($c, time() + 2) > 0) { }
+        $seen += () = "$r->{body}$c->{buf}" =~ /"content":"[^"]/g;
+    }
+
+    my $rest;
+    ok($t->wait_for(sub {
+        ($rest = eval { probe($signal) } // 'none') ne 'none';
+    }), "$what: served again");
+
+    my $used = 1000000 - $probe - $rest - 1;
+    cmp_ok($used, '>=', 4 * 100 + $seen,
+           "$what: all that clients saw is counted");
+    cmp_ok($used, '<=', 4 * 100 + $seen + 4 * 3,
+           "$what: and no more than that ($used, seen $seen)");
+}
 
 # Limits of accounts
 
