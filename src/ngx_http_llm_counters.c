@@ -23,6 +23,8 @@ static ngx_http_llm_counted_t *ngx_http_llm_counters_known(
     ngx_http_llm_counters_t *counters, const char *name);
 static void ngx_http_llm_counters_accepted(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx, ngx_http_llm_counted_t *m);
+static void ngx_http_llm_counters_computed(ngx_http_llm_ctx_t *ctx,
+    ngx_http_llm_counted_t *m);
 static void ngx_http_llm_counters_value(ngx_http_llm_counted_t *m,
     ngx_http_llm_histogram_e which, uint64_t us);
 static ngx_uint_t ngx_http_llm_counters_status(ngx_http_request_t *r);
@@ -304,19 +306,44 @@ ngx_http_llm_counters_known(ngx_http_llm_counters_t *counters,
 }
 
 
+/* An answer out of the response cache has no times and no rank. */
+
 static void
 ngx_http_llm_counters_accepted(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx, ngx_http_llm_counted_t *m)
 {
-    uint64_t                ms;
-    ngx_time_t             *tp;
-    ngx_http_llm_routed_e   routed;
+    uint64_t      ms;
+    ngx_time_t   *tp;
 
     (void) ngx_atomic_fetch_add(&m->prompt_tokens, ctx->prompt_tokens);
     (void) ngx_atomic_fetch_add(&m->cached_tokens, ctx->cached_tokens);
     (void) ngx_atomic_fetch_add(&m->completion_tokens,
                                 ctx->completion_tokens);
     (void) ngx_atomic_fetch_add(&m->reasoning_tokens, ctx->reasoning_tokens);
+
+    if (ctx->admission == NGX_HTTP_LLM_ANSWERED) {
+        (void) ngx_atomic_fetch_add(&m->replayed, 1);
+
+    } else {
+        ngx_http_llm_counters_computed(ctx, m);
+    }
+
+    /* As $request_time: a clock that was set back is no negative time. */
+
+    tp = ngx_timeofday();
+
+    ms = ngx_max((int64_t) (tp->sec - r->start_sec) * 1000
+                 + ((int64_t) tp->msec - (int64_t) r->start_msec), 0);
+
+    ngx_http_llm_counters_value(m, NGX_HTTP_LLM_H_DURATION, ms * 1000);
+}
+
+
+static void
+ngx_http_llm_counters_computed(ngx_http_llm_ctx_t *ctx,
+    ngx_http_llm_counted_t *m)
+{
+    ngx_http_llm_routed_e  routed;
 
     if (ctx->routes != NULL) {
         routed = ctx->routes[0].rank < 0 ? NGX_HTTP_LLM_R_NONE
@@ -335,15 +362,6 @@ ngx_http_llm_counters_accepted(ngx_http_request_t *r,
     if (ctx->tpot) {
         ngx_http_llm_counters_value(m, NGX_HTTP_LLM_H_TPOT, ctx->tpot_us);
     }
-
-    /* As $request_time: a clock that was set back is no negative time. */
-
-    tp = ngx_timeofday();
-
-    ms = ngx_max((int64_t) (tp->sec - r->start_sec) * 1000
-                 + ((int64_t) tp->msec - (int64_t) r->start_msec), 0);
-
-    ngx_http_llm_counters_value(m, NGX_HTTP_LLM_H_DURATION, ms * 1000);
 }
 
 

@@ -149,6 +149,10 @@ static const ngx_http_llm_family_t  ngx_http_llm_families[] = {
       "Tokens of reasoning.",
       ngx_http_llm_of_model(reasoning_tokens) },
 
+    { "llm_response_cache_hits_total", "counter",
+      "Requests answered out of the response cache.",
+      ngx_http_llm_of_model(replayed) },
+
     { "llm_engine_heartbeat_age_seconds", "gauge",
       "Time since the engine has last said that it is well.",
       NGX_HTTP_LLM_OF_ENGINE, offsetof(ngx_http_llm_view_t, age_ms), 1 },

@@ -14,7 +14,7 @@
  *      "models": [{"model", "requests", "status": {"200": n, ...},
  *          "finish_reason": {"stop": n, ...}, "prompt_tokens",
  *          "cached_tokens", "completion_tokens", "reasoning_tokens",
- *          "routed": {"hit", "moved", "none"},
+ *          "response_cache_hits", "routed": {"hit", "moved", "none"},
  *          "ttft": {"sum", "p50", "p90", "p99", "buckets": [n, ...]}, "tpot",
  *          "queue", "duration"}]}
  *
@@ -665,6 +665,7 @@ ngx_http_llm_status_model(ngx_http_llm_writer_t *w,
                              m->completion_tokens);
     ngx_http_llm_status_uint(w, ",\"reasoning_tokens\":",
                              m->reasoning_tokens);
+    ngx_http_llm_status_uint(w, ",\"response_cache_hits\":", m->replayed);
     ngx_http_llm_status_uint(w, ",\"routed\":{\"hit\":",
                              m->routed[NGX_HTTP_LLM_R_HIT]);
     ngx_http_llm_status_uint(w, ",\"moved\":",

@@ -79,6 +79,7 @@ my $conf = sprintf(<<'CONF', $t->tls());
     llm_engine gone unix:%%%%DIR%%%%/run/none.sock;
     llm_prefix_zone zone=p:1m;
     limit_req_zone $binary_remote_addr zone=one:1m rate=1r/m;
+    llm_response_cache_path %%%%DIR%%%%/cache keys_zone=replies:1m;
 
     server {
         listen %%%%LISTEN%%%%;
@@ -89,6 +90,7 @@ my $conf = sprintf(<<'CONF', $t->tls());
         location /limited/ { limit_req zone=one; llm_pass e; }
         location /denied/ { deny all; llm_pass e; }
         location /gone/ { llm_pass gone; }
+        location /again/ { llm_pass e; llm_response_cache replies; }
         location /read/ { llm_read_body on; deny all; llm_pass e; }
         location /page/ { error_page 404 /text; llm_pass e; }
         location = /text { return 404 "none"; }
@@ -209,6 +211,23 @@ is($m->value('llm_routed_requests_total', @m, result => 'moved'), 0,
 is($m->sum('llm_routed_requests_total', result => 'none'), $n - 2,
    'routed: nobody had the others');
 
+# Answers that are given again have tokens, and no times of the engine.
+
+chat('tokens=3 prompt_tokens=5', uri => "/again$chat", temperature => 0);
+$m = after(++$n, 'not in the response cache');
+my $first = $m->value('llm_time_to_first_token_seconds_count', @m);
+my $tokens = $m->value('llm_completion_tokens_total', @m);
+chat('tokens=3 prompt_tokens=5', uri => "/again$chat", temperature => 0)
+    for 1 .. 2;
+$m = after($n += 2, 'out of the response cache');
+is($m->value('llm_response_cache_hits_total', @m), 2, 'again: counted');
+is($m->value('llm_completion_tokens_total', @m), $tokens + 6,
+   'again: their tokens');
+is($m->value('llm_time_to_first_token_seconds_count', @m), $first,
+   'again: no times');
+is($m->value('llm_request_duration_seconds_count', @m), $n - 2,
+   'again: but how long they took');
+
 # Refusals and errors.
 
 for my $case ([ $chat, { n => 0 }, 400, 'error', '' ],
@@ -319,7 +338,7 @@ $t->read_response($_) for @conns;
 $n += 40;
 $m = after($n, 'over a reload');
 is($m->value('llm_time_to_first_token_seconds_count', @m),
-   $m->sum('llm_requests_total', @m) - 1, 'over a reload: histograms too');
+   $m->sum('llm_requests_total', @m) - 3, 'over a reload: histograms too');
 
 $t->config($conf =~ s/location = \/vllm .*//r, workers => 1);
 $t->reload(drain => 1);
