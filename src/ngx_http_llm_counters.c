@@ -423,15 +423,14 @@ ngx_http_llm_counters_reason(const char *reason)
 
 
 ngx_http_llm_view_t *
-ngx_http_llm_views(ngx_http_request_t *r, ngx_pool_t *pool, ngx_uint_t *n)
+ngx_http_llm_views(ngx_http_llm_main_conf_t *lmcf, ngx_pool_t *pool,
+    ngx_uint_t *n)
 {
-    size_t                      size;
-    ngx_uint_t                  i;
-    ngx_http_llm_view_t        *views;
-    ngx_http_llm_engine_t     **engines;
-    ngx_http_llm_main_conf_t   *lmcf;
+    size_t                   size;
+    ngx_uint_t               i;
+    ngx_http_llm_view_t     *views;
+    ngx_http_llm_engine_t  **engines;
 
-    lmcf = ngx_http_get_module_main_conf(r, ngx_http_llm_module);
     engines = lmcf->engines.elts;
     *n = lmcf->engines.nelts;
 

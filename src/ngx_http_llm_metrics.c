@@ -115,7 +115,7 @@ ngx_module_t  ngx_http_llm_metrics_module = {
     NGX_HTTP_MODULE,                       /* module type */
     NULL,                                  /* init master */
     NULL,                                  /* init module */
-    NULL,                                  /* init process */
+    ngx_http_llm_history_init_process,     /* init process */
     NULL,                                  /* init thread */
     NULL,                                  /* exit thread */
     NULL,                                  /* exit process */
@@ -270,6 +270,7 @@ ngx_http_llm_metrics_handler(ngx_http_request_t *r)
     ngx_int_t                         rc;
     ngx_str_t                         type;
     ngx_http_llm_scrape_t             s;
+    ngx_http_llm_main_conf_t         *lmcf;
     ngx_http_llm_metrics_loc_conf_t  *mlcf;
 
     if (!(r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD))) {
@@ -290,7 +291,9 @@ ngx_http_llm_metrics_handler(ngx_http_request_t *r)
 
     ngx_memory_barrier();
 
-    s.views = ngx_http_llm_views(r, r->pool, &s.nviews);
+    lmcf = ngx_http_get_module_main_conf(r, ngx_http_llm_module);
+
+    s.views = ngx_http_llm_views(lmcf, r->pool, &s.nviews);
     if (s.views == NULL) {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }

@@ -4,8 +4,8 @@
  * FORMAT
  *
  *     One zone of nginx's shared memory, "llm_metrics", holds one
- *     ngx_http_llm_counters_t: a head and a fixed number of models, each with
- *     its counters.  The zone is there if a location has llm_metrics or
+ *     ngx_http_llm_counters_t: a head, a fixed number of models, each with
+ *     its counters, and the last minutes (ngx_http_llm_history.c).  The zone is there if a location has llm_metrics or
  *     llm_status, its size never changes, so it survives every reload.
  *
  * WRITER  any worker, once for a request, in the log phase, by atomic
@@ -30,6 +30,7 @@
 #define NGX_HTTP_LLM_BOUNDS_MAX      32
 #define NGX_HTTP_LLM_STATUSES_MAX    18
 #define NGX_HTTP_LLM_REASONS_MAX     8
+#define NGX_HTTP_LLM_SAMPLES         300   /* seconds */
 
 
 typedef enum {
@@ -67,10 +68,26 @@ typedef struct {
     ngx_http_llm_histogram_t  histograms[NGX_HTTP_LLM_NHISTOGRAMS];
 } ngx_http_llm_counted_t;
 
+/* What was at a second; ngx_http_llm_history.c has the format. */
+
+typedef struct {
+    ngx_atomic_t              time;        /* UNIX time; 0: none */
+    uint64_t                  out;         /* tokens, as engines count */
+    uint64_t                  prompt;      /* tokens, of requests that ended */
+    uint32_t                  nranks;      /* of all engines */
+    uint16_t                  load[CHAN_RANKS_MAX];    /* of experts * 1000 */
+} ngx_http_llm_sample_t;
+
+typedef struct {
+    ngx_atomic_t              last;        /* the newest sample's time */
+    ngx_http_llm_sample_t     samples[NGX_HTTP_LLM_SAMPLES];
+} ngx_http_llm_history_t;
+
 typedef struct {
     time_t                    since;       /* UNIX time of its creation */
     ngx_atomic_t              nmodels;
     ngx_http_llm_counted_t    models[NGX_HTTP_LLM_COUNTED_MODELS];
+    ngx_http_llm_history_t    history;
 } ngx_http_llm_counters_t;
 
 
@@ -113,11 +130,21 @@ extern ngx_module_t  ngx_http_llm_metrics_module;
 char *ngx_http_llm_counters_zone(ngx_conf_t *cf);
 ngx_int_t ngx_http_llm_counters_init(ngx_conf_t *cf);
 ngx_http_llm_counters_t *ngx_http_llm_counters(ngx_http_request_t *r);
-ngx_http_llm_view_t *ngx_http_llm_views(ngx_http_request_t *r,
+ngx_http_llm_view_t *ngx_http_llm_views(ngx_http_llm_main_conf_t *lmcf,
     ngx_pool_t *pool, ngx_uint_t *n);
 uint64_t ngx_http_llm_values(const ngx_http_llm_histogram_t *h);
 double ngx_http_llm_quantile(const ngx_http_llm_histogram_t *h,
     const uint64_t *bounds, double q);
+
+
+/*
+ * ngx_http_llm_history.c: `sample` is that of a second; NGX_DECLINED: there is
+ * none.
+ */
+
+ngx_int_t ngx_http_llm_history_init_process(ngx_cycle_t *cycle);
+ngx_int_t ngx_http_llm_history_get(ngx_http_llm_counters_t *counters,
+    time_t time, ngx_http_llm_sample_t *sample);
 
 
 /*

@@ -23,7 +23,14 @@
  * engine that is up has its name and model alone.  `expert_load` is 0 for a
  * rank without experts.
  *
- * A stream is server-sent events, one object each second.  The timer of a
+ * A stream is server-sent events, one object each second.  Before the first
+ * there is an event "history" with what is known of the last minutes,
+ *
+ *     [[time, tokens of engines, tokens of prompts, ranks,
+ *       [load of rank, ...]], ...]
+ *
+ * where a load is in thousandths and only the last two minutes have them.  The
+ * timer of a
  * stream is not cancelable: a worker that shuts down waits for it, and it ends
  * the stream then.  A client that is slow misses objects.
  */
@@ -32,6 +39,7 @@
 
 
 #define NGX_HTTP_LLM_STATUS_TIME   1000       /* ms between two objects */
+#define NGX_HTTP_LLM_STATUS_LOADS  120        /* seconds */
 #define NGX_HTTP_LLM_STATUS_BLOCK  4096
 
 
@@ -59,6 +67,8 @@ static ngx_http_llm_status_e ngx_http_llm_status_wanted(
 static ngx_uint_t ngx_http_llm_status_accepts(ngx_http_request_t *r,
     char *type);
 static ngx_int_t ngx_http_llm_status_stream(ngx_http_request_t *r);
+static void ngx_http_llm_status_history(ngx_http_request_t *r,
+    ngx_http_llm_writer_t *w);
 static ngx_int_t ngx_http_llm_status_send(ngx_http_llm_status_ctx_t *ctx);
 static void ngx_http_llm_status_timer(ngx_event_t *ev);
 static void ngx_http_llm_status_write(ngx_http_request_t *r);
@@ -311,6 +321,7 @@ ngx_http_llm_status_stream(ngx_http_request_t *r)
 
     ngx_http_llm_writer_init(&ctx->out, r->pool, NGX_HTTP_LLM_STATUS_BLOCK);
     ngx_http_llm_put_literal(&ctx->out, "retry: 1000\n\n");
+    ngx_http_llm_status_history(r, &ctx->out);
 
     if (ngx_http_llm_status_send(ctx) != NGX_OK) {
         return NGX_ERROR;
@@ -329,6 +340,45 @@ ngx_http_llm_status_stream(ngx_http_request_t *r)
     r->main->count++;
 
     return NGX_DONE;
+}
+
+
+static void
+ngx_http_llm_status_history(ngx_http_request_t *r, ngx_http_llm_writer_t *w)
+{
+    time_t                    now, t;
+    uint32_t                  i;
+    ngx_uint_t                n;
+    ngx_http_llm_sample_t     sample;
+    ngx_http_llm_counters_t  *counters;
+
+    counters = ngx_http_llm_counters(r);
+    now = ngx_time();
+
+    ngx_http_llm_put_literal(w, "event: history\ndata: [");
+
+    for (n = 0, t = now - NGX_HTTP_LLM_SAMPLES + 1; t < now; t++) {
+
+        if (ngx_http_llm_history_get(counters, t, &sample) != NGX_OK) {
+            continue;
+        }
+
+        ngx_http_llm_status_uint(w, n++ != 0 ? ",[" : "[", t);
+        ngx_http_llm_status_uint(w, ",", sample.out);
+        ngx_http_llm_status_uint(w, ",", sample.prompt);
+        ngx_http_llm_status_uint(w, ",", sample.nranks);
+        ngx_http_llm_put_literal(w, ",[");
+
+        for (i = 0; i < sample.nranks
+                    && t > now - NGX_HTTP_LLM_STATUS_LOADS; i++)
+        {
+            ngx_http_llm_status_uint(w, i != 0 ? "," : "", sample.load[i]);
+        }
+
+        ngx_http_llm_put_literal(w, "]]");
+    }
+
+    ngx_http_llm_put_literal(w, "]\n\n");
 }
 
 
@@ -481,18 +531,21 @@ ngx_http_llm_status_cleanup(void *data)
 static ngx_int_t
 ngx_http_llm_status_put(ngx_http_request_t *r, ngx_http_llm_writer_t *w)
 {
-    ngx_uint_t                i, n;
-    ngx_pool_t               *pool;
-    ngx_time_t               *tp;
-    ngx_http_llm_view_t      *views;
-    ngx_http_llm_counters_t  *counters;
+    ngx_uint_t                 i, n;
+    ngx_pool_t                *pool;
+    ngx_time_t                *tp;
+    ngx_http_llm_view_t       *views;
+    ngx_http_llm_counters_t   *counters;
+    ngx_http_llm_main_conf_t  *lmcf;
 
     pool = ngx_create_pool(4096, r->connection->log);
     if (pool == NULL) {
         return NGX_ERROR;
     }
 
-    views = ngx_http_llm_views(r, pool, &n);
+    lmcf = ngx_http_get_module_main_conf(r, ngx_http_llm_module);
+
+    views = ngx_http_llm_views(lmcf, pool, &n);
     if (views == NULL) {
         ngx_destroy_pool(pool);
         return NGX_ERROR;

@@ -213,8 +213,8 @@ sub stream {
     my ($c, $n, %opt) = @_;
     my @events;
     my $r = $t->read_response($c, %opt, on_data => sub {
-        @events = grep { ref } $t->sse($_[1]{body} =~ s/^retry: \d+\n\n//r
-                                       =~ s/[^\n]+\z//r);
+        @events = grep { ref eq 'HASH' } $t->sse($_[1]{body}
+                                                 =~ s/[^\n]+\z//r);
         return $n && @events >= $n ? 'stop' : '';
     });
     $r->{events} = \@events;
@@ -227,7 +227,8 @@ $t->send_request($c, 'GET', '/status?stream');
 my $first = stream($c, 1);
 is($first->{headers}{'x-accel-buffering'}, 'no', 'stream: not buffered');
 is($first->{headers}{'cache-control'}, 'no-store', 'stream: not stored');
-like($first->{body}, qr/^retry: \d+\n\ndata: \{.*\}\n\n$/,
+like($first->{body}, 
+     qr/^retry: \d+\n\nevent: history\ndata: \[.*\]\n\ndata: \{.*\}\n\n$/,
      'stream: the first object at once');
 is_deeply([ map { $_->{requests} } @{ $first->{events}[0]{models} } ],
           [ 12, 1 ], 'stream: what is in it');
@@ -246,6 +247,22 @@ my $busy = $t->connect();
 $t->send_request($busy, 'POST', $chat, { stream => $true, messages => [
     { role => 'user', content => 'script: tokens=100000 delay=10' } ] });
 $t->wait_for(sub { $t->count('submit') > $submits });
+
+# What was before: a sample a second, by one of two workers, tokens so far.
+
+ok($t->wait_for(sub {
+    my $c = $t->connect();
+    $t->send_request($c, 'GET', '/status?stream');
+    my $r = stream($c, 1);
+    close $c->{sock};
+    my ($data) = $r->{body} =~ /^event: history\ndata: (.*)$/m;
+    my @h = @{ $t->decode($data) };
+    my @last = @{ $h[-1] // [] };
+    return @h >= 3 && $last[1] > $h[0][1] && $last[2] >= 90
+        && $last[3] == 2 && "@{ $last[4] }" eq '1000 1000'
+        && !grep { $h[$_][0] <= $h[$_ - 1][0]
+                   || $h[$_][1] < $h[$_ - 1][1] } 1 .. $#h;
+}), 'history: in order, and as the counters');
 
 $c = $t->connect();
 $t->send_request($c, 'GET', '/status?stream');
@@ -312,7 +329,7 @@ for my $signal (qw/ HUP QUIT /) {
     like($r->{body}, qr/\}\n\n\z/, "$signal: after a whole object");
     ($h) = $t->h2_finish($h2);
     ok($h->{ended} && !$h->{error}, "$signal ends one over HTTP/2 too");
-    like($h->{text} // '', qr/^retry: \d+\n\ndata: .*\}\n\n\z/s,
+    like($h->{text} // '', qr/^retry: \d+\n\n.*\ndata: .*\}\n\n\z/s,
          "$signal: which had objects");
 
     next if $signal eq 'QUIT';
