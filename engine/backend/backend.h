@@ -159,6 +159,16 @@ typedef struct {
     float         scale;
 } be_gate_t;
 
+/* How a token is drawn from its row of logits, see sample_draw_t. */
+
+typedef struct {
+    float         temperature;
+    float         top_p;
+    float         min_p;
+    uint32_t      top_k;
+    double        u;
+} be_draw_t;
+
 /* One expert (or dense, or shared) MLP: w2(silu(w1 x) * w3 x). */
 
 typedef struct {
@@ -367,6 +377,16 @@ struct be_s {
     /* y[i] = x[row[i]] */
     void (*gather)(be_t *be, const float *x, const uint32_t *row, uint32_t n,
         uint32_t dim, float *y);
+
+    /*
+     * NULL but on a device: draws a token from each row of logits, the same
+     * that sample_token() does.  `known` [vocab], in the backend's memory;
+     * `draw` and `id` [rows] are the host's, id known after sync(): -1: none
+     * can be drawn, -2: the host has to do it.
+     */
+    void (*draw)(be_t *be, const float *logits, uint32_t rows,
+        uint32_t vocab, const uint8_t *known, const be_draw_t *draw,
+        int32_t *id);
 
     /* y[i] = a[i] and b[i] behind it, [rows][2 * dim] */
     void (*join)(be_t *be, const float *a, const float *b, uint32_t rows,

@@ -5,6 +5,7 @@
 #include "cli/cli_engine.h"
 #include "cli/cli_nodes.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +31,14 @@ static int cli_stack_step(void *ctx, uint32_t rank, const sched_batch_t *batch,
 static int cli_stack_draft(void *ctx, uint32_t rank,
     const sched_draft_t *draft, const uint32_t *logit_row, uint32_t n_logits,
     float *logits, char *err);
+static int cli_stack_draws(model_rank_t *mr, const sched_batch_t *batch,
+    char *err);
 static void cli_stack_batch(const sched_batch_t *batch, be_batch_t *b);
+
+_Static_assert(sizeof(sample_draw_t) == sizeof(be_draw_t)
+               && offsetof(sample_draw_t, u) == offsetof(be_draw_t, u)
+               && offsetof(sample_draw_t, top_k) == offsetof(be_draw_t, top_k),
+               "draws are handed down as they are");
 
 
 int
@@ -357,7 +365,11 @@ cli_stack_step(void *ctx, uint32_t rank, const sched_batch_t *batch,
     cli_stack_batch(batch, &b);
 
     model_keep(mr, batch->drafts);
-    rc = model_step(mr, &b, logit_row, n_logits, logits, why);
+    rc = cli_stack_draws(mr, batch, why);
+
+    if (rc == 0) {
+        rc = model_step(mr, &b, logit_row, n_logits, logits, why);
+    }
 
     if (rc != 0) {
         snprintf(err, SCHED_ERR_LEN, "rank %u: %.480s", rank, why);
@@ -371,22 +383,40 @@ static int
 cli_stack_draft(void *ctx, uint32_t rank, const sched_draft_t *draft,
     const uint32_t *logit_row, uint32_t n_logits, float *logits, char *err)
 {
-    int           rc;
-    char          why[ERR_LEN];
-    be_batch_t    b;
-    cli_stack_t  *st = ctx;
+    int            rc;
+    char           why[ERR_LEN];
+    be_batch_t     b;
+    cli_stack_t   *st = ctx;
+    model_rank_t  *mr;
 
     cli_stack_batch(&draft->rows, &b);
     b.first = draft->first;
 
-    rc = model_draft(cli_ranks_rank(st->ranks, rank), &b, draft->from,
-                     draft->pass, logit_row, n_logits, logits, why);
+    mr = cli_ranks_rank(st->ranks, rank);
+    rc = cli_stack_draws(mr, &draft->rows, why);
+
+    if (rc == 0) {
+        rc = model_draft(mr, &b, draft->from, draft->pass, logit_row,
+                         n_logits, logits, why);
+    }
 
     if (rc != 0) {
         snprintf(err, SCHED_ERR_LEN, "rank %u: %.480s", rank, why);
     }
 
     return rc;
+}
+
+
+static int
+cli_stack_draws(model_rank_t *mr, const sched_batch_t *batch, char *err)
+{
+    if (batch->draw == NULL || batch->known == NULL) {
+        return 0;
+    }
+
+    return model_draws(mr, (const be_draw_t *) (const void *) batch->draw,
+                       batch->known, batch->drawn, err);
 }
 
 

@@ -157,6 +157,16 @@ int model_step(model_rank_t *mr, const be_batch_t *batch,
     const uint32_t *logit_row, uint32_t n_logits, float *logits, char *err);
 
 /*
+ * The rows of logits of the next step or draft are drawn from where they are,
+ * if the backend can do that: draw [n_logits], `known` [vocab] stays the same
+ * one.  id[i] is the token, -1 if none can be drawn, or as it was: then the
+ * host draws, and all rows are in `logits`, which are nowhere else.  0, or -1
+ * with the reason in `err`.
+ */
+int model_draws(model_rank_t *mr, const be_draw_t *draw,
+    const uint8_t *known, int32_t *id, char *err);
+
+/*
  * Whether the steps that follow keep what model_draft() works on; all ranks
  * alike.  That costs the last layer of rows without logits.  As opened: `mtp`.
  */

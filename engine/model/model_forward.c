@@ -20,6 +20,7 @@ static int forward_moe(model_rank_t *mr, uint32_t layer,
 static int forward_chosen(model_rank_t *mr, size_t n, char *err);
 static void forward_count(model_rank_t *mr, model_rank_layer_t *l, size_t n);
 static int forward_fetch(model_rank_t *mr, char *err);
+static int forward_draw(model_rank_t *mr, uint32_t n, char *err);
 static void forward_end(model_rank_t *mr, const model_rows_t *f);
 
 
@@ -167,6 +168,7 @@ model_rows_begin(model_rank_t *mr, model_rows_t *f, const be_batch_t *batch,
 int
 model_rows_end(model_rank_t *mr, model_rows_t *f, float *logits, char *err)
 {
+    int    rc;
     be_t  *be;
 
     be = mr->be;
@@ -174,6 +176,20 @@ model_rows_end(model_rank_t *mr, model_rows_t *f, float *logits, char *err)
     if (be->end != NULL && be->end(be, err) != 0) {
         return -1;
     }
+
+    if (f->n_logits > 0 && mr->draw != NULL) {
+        rc = forward_draw(mr, f->n_logits, err);
+
+        if (rc < 0) {
+            return -1;
+        }
+
+        if (rc == 0) {
+            return mr->counter != NULL ? forward_fetch(mr, err) : 0;
+        }
+    }
+
+    mr->draw = NULL;
 
     if (f->n_logits > 0) {
         be->download(be, logits, mr->logits,
@@ -401,6 +417,64 @@ forward_fetch(model_rank_t *mr, char *err)
     }
 
     return 0;
+}
+
+
+int
+model_draws(model_rank_t *mr, const be_draw_t *draw, const uint8_t *known,
+    int32_t *id, char *err)
+{
+    be_t      *be;
+    uint32_t   vocab;
+
+    be = mr->be;
+    vocab = mr->model->config.vocab;
+
+    if (be->draw == NULL) {
+        return 0;
+    }
+
+    if (mr->be_known == NULL) {
+        mr->be_known = be->alloc(be, vocab);
+
+        if (mr->be_known == NULL) {
+            return model_error(err, "no memory for what can be drawn");
+        }
+    }
+
+    if (mr->known != known) {
+        be->upload(be, mr->be_known, known, vocab);
+        mr->known = known;
+    }
+
+    mr->draw = draw;
+    mr->drawn = id;
+
+    return 0;
+}
+
+
+/* 0; 1: the host has to draw some; or -1. */
+
+static int
+forward_draw(model_rank_t *mr, uint32_t n, char *err)
+{
+    be_t      *be;
+    uint32_t   i;
+
+    be = mr->be;
+
+    be->draw(be, mr->logits, n, mr->model->config.vocab, mr->be_known,
+             mr->draw, mr->drawn);
+    mr->draw = NULL;
+
+    if (be->sync(be, err) != 0) {
+        return -1;
+    }
+
+    for (i = 0; i < n && mr->drawn[i] >= -1; i++) { /* void */ }
+
+    return i < n;
 }
 
 

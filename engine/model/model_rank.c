@@ -123,6 +123,7 @@ model_rank_close(model_rank_t *mr)
     rank_free(be, mr->pair);
     rank_free(be, mr->weight);
     rank_free(be, mr->counter);
+    rank_free(be, mr->be_known);
 
     if (mr->host_expert != mr->expert) {
         free(mr->host_expert);

@@ -82,6 +82,12 @@ struct model_rank_s {
     float                 *weight;
     uint32_t              *counter;  /* of all layers, on a device */
 
+    /* Draws of the next step, or NULL; and `known` where the backend sees it. */
+    const be_draw_t       *draw;
+    int32_t               *drawn;
+    const uint8_t         *known;
+    uint8_t               *be_known;
+
     /* In host memory. */
     int32_t               *host_expert;  /* `expert`, or a copy of it */
     uint32_t              *host_counter;

@@ -169,6 +169,24 @@ sample_token(sample_t *s, const sample_params_t *p, const float *logits,
 }
 
 
+int
+sample_plain(const sample_params_t *p, uint32_t position,
+    sample_draw_t *draw)
+{
+    if (p->n_bias > 0 || sample_penalised(p)) {
+        return 0;
+    }
+
+    draw->temperature = p->temperature;
+    draw->top_p = p->top_p;
+    draw->min_p = p->min_p;
+    draw->top_k = p->top_k;
+    draw->u = sample_random(p->seed, position);
+
+    return 1;
+}
+
+
 static int
 sample_penalised(const sample_params_t *p)
 {
@@ -382,7 +400,7 @@ sample_draw_any(sample_t *s, const sample_params_t *p, const float *row,
 
 /*
  * The last bucket that top-k, or else top-p, can reach into, and the weight of
- * all rows, which top-k has no use for.
+ * all rows, which top-k has no use for: of blocks of rows, as everywhere.
  */
 
 static uint32_t
@@ -407,14 +425,16 @@ sample_reach(sample_t *s, const sample_params_t *p, const float *row,
             }
         }
 
-        for (i = 0; i < n; i++) {
+        for (sum = 0, i = 0; i < n; i++) {
             if (d[i] < SAMPLE_FAR) {
                 b = (uint32_t) (d[i] * SAMPLE_PER_UNIT);
                 s->bucket_n[b]++;
                 s->bucket_w[b] += w[i];
-                *total += w[i];
+                sum += w[i];
             }
         }
+
+        *total += sum;
     }
 
     n = 0;

@@ -45,6 +45,18 @@ typedef struct {
     float    logprob;
 } sample_top_t;
 
+/* A draw from a row alone, `u` its random number. */
+
+typedef struct {
+    float     temperature;
+    float     top_p;
+    float     min_p;
+    uint32_t  top_k;
+    double    u;
+} sample_draw_t;
+
+#define SAMPLE_NOT_DRAWN  (-2)
+
 typedef struct sample_s  sample_t;       /* scratch of one thread */
 
 /*
@@ -64,6 +76,13 @@ void sample_close(sample_t *s);
 int32_t sample_token(sample_t *s, const sample_params_t *p,
     const float *logits, const int32_t *prompt, uint32_t n_prompt,
     const int32_t *output, uint32_t n_output, uint32_t position);
+
+/*
+ * Whether a token for `position` depends on nothing but its row of logits, with
+ * neither bias nor penalties; then `draw` says how it is drawn.
+ */
+int sample_plain(const sample_params_t *p, uint32_t position,
+    sample_draw_t *draw);
 
 /*
  * Log-probability of `id` (may be -1: then 0 is returned) and the `n_top`

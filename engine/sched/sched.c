@@ -147,6 +147,8 @@ sched_rank_open(sched_t *s, uint32_t index)
     rk->seq_blocks = calloc(batch, sizeof(int32_t *));
     rk->logit_row = calloc(logits, sizeof(uint32_t));
     rk->logits = calloc(logits * s->opt.vocab, sizeof(float));
+    rk->draw = calloc(logits, sizeof(sample_draw_t));
+    rk->drawn = calloc(logits, sizeof(int32_t));
     rk->token = calloc(logits, sizeof(sched_token_t));
     rk->top = calloc(logits * SCHED_TOP_MAX, sizeof(sample_top_t));
     rk->sample = sample_open(s->opt.vocab, s->opt.known, s->opt.max_context);
@@ -156,8 +158,9 @@ sched_rank_open(sched_t *s, uint32_t index)
     if (sched_cache_open(s, rk) != 0
         || rk->paused == NULL || rk->entry == NULL || rk->row_id == NULL || rk->row_pos == NULL
         || rk->row_seq == NULL || rk->seq_blocks == NULL
-        || rk->logit_row == NULL || rk->logits == NULL || rk->token == NULL
-        || rk->top == NULL || rk->sample == NULL)
+        || rk->logit_row == NULL || rk->logits == NULL || rk->draw == NULL
+        || rk->drawn == NULL || rk->token == NULL || rk->top == NULL
+        || rk->sample == NULL)
     {
         return -1;
     }
@@ -209,6 +212,8 @@ sched_rank_close(sched_rank_t *rk)
     free(rk->d_first);
     free(rk->d_logit_row);
     free(rk->logits);
+    free(rk->draw);
+    free(rk->drawn);
     free(rk->token);
     free(rk->top);
 }

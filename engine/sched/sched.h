@@ -75,6 +75,15 @@ typedef struct {
     uint32_t                n_seqs;
     const int32_t *const   *blocks;  /* [n_seqs] */
     int                     drafts;  /* sched_draft_pt follows */
+
+    /*
+     * How the token of each row of logits is drawn, or NULL: not all can be
+     * drawn from their rows alone.  A step that can do so writes their ids;
+     * logits are looked at where they stay SAMPLE_NOT_DRAWN.
+     */
+    const sample_draw_t    *draw;    /* [n_logits] */
+    int32_t                *drawn;
+    const uint8_t          *known;   /* [vocab] */
 } sched_batch_t;
 
 /*

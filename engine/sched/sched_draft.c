@@ -202,7 +202,10 @@ sched_draft_row(sched_rank_t *rk, uint32_t entry, int32_t id, uint32_t pos,
 static int
 sched_draft_pass(sched_t *s, sched_rank_t *rk, uint32_t pass)
 {
-    sched_draft_t  d;
+    uint32_t          i;
+    sched_seq_t      *seq;
+    sched_draft_t     d;
+    sample_params_t   p;
 
     memset(&d, 0, sizeof(d));
     d.rows.n_rows = rk->d_rows;
@@ -214,6 +217,24 @@ sched_draft_pass(sched_t *s, sched_rank_t *rk, uint32_t pass)
     d.first = rk->d_first;
     d.from = rk->d_from;
     d.pass = pass;
+    d.rows.known = s->opt.known;
+
+    /* the likeliest each */
+
+    for (i = 0; i < rk->d_logits; i++) {
+        seq = rk->entry[rk->d_entry[i]];
+        p = seq->r.params;
+        p.temperature = 0;
+        rk->drawn[i] = SAMPLE_NOT_DRAWN;
+
+        if (!sample_plain(&p, seq->n_total + pass, &rk->draw[i])) {
+            break;
+        }
+    }
+
+    rk->drawing = (i == rk->d_logits);
+    d.rows.draw = rk->drawing ? rk->draw : NULL;
+    d.rows.drawn = rk->drawing ? rk->drawn : NULL;
 
     return s->opt.draft(s->opt.step_ctx, rk->index, &d, rk->d_logit_row,
                         rk->d_logits, rk->logits, rk->err);
@@ -241,10 +262,15 @@ sched_draft_take(sched_t *s, sched_rank_t *rk, uint32_t pass)
         p = seq->r.params;
         p.temperature = 0;
 
-        id = sample_token(rk->sample, &p,
-                          rk->logits + (size_t) i * s->opt.vocab, seq->ids,
-                          seq->r.n_prompt, seq->ids + seq->r.n_prompt,
-                          seq->n_total - seq->r.n_prompt, pos);
+        id = rk->drawing ? rk->drawn[i] : SAMPLE_NOT_DRAWN;
+
+        if (id == SAMPLE_NOT_DRAWN) {
+            id = sample_token(rk->sample, &p,
+                              rk->logits + (size_t) i * s->opt.vocab,
+                              seq->ids, seq->r.n_prompt,
+                              seq->ids + seq->r.n_prompt,
+                              seq->n_total - seq->r.n_prompt, pos);
+        }
 
         if (id < 0) {
             continue;

@@ -160,6 +160,9 @@ typedef struct {
     uint64_t          hits;
 
     float            *logits;
+    sample_draw_t    *draw;          /* of each row of logits */
+    int32_t          *drawn;
+    int               drawing;       /* in this step */
     sample_t         *sample;
     sched_token_t    *token;
     sample_top_t     *top;

@@ -11,14 +11,15 @@
 #include <string.h>
 
 
+static void sched_draws(sched_rank_t *rk, sched_batch_t *b);
 static void sched_entry(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
-    const float *logits);
+    uint32_t at);
 static void sched_echo(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
     uint32_t first, const float *logits);
 static void sched_answer(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
-    const float *logits);
+    uint32_t at);
 static void sched_token(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
-    const float *logits);
+    uint32_t at);
 static void sched_score(sched_rank_t *rk, sched_seq_t *seq,
     const float *logits, int32_t id, uint32_t slot);
 static int sched_append(sched_seq_t *seq, int32_t id);
@@ -29,11 +30,11 @@ static void sched_learn_depth(sched_t *s);
 void
 sched_rank_run(sched_t *s, sched_rank_t *rk)
 {
-    size_t         at;
-    uint32_t       i, n;
+    uint32_t       i, n, at;
     sched_seq_t   *seq;
     sched_batch_t  b;
 
+    memset(&b, 0, sizeof(b));
     b.n_rows = rk->n_rows;
     b.id = rk->row_id;
     b.pos = rk->row_pos;
@@ -41,6 +42,8 @@ sched_rank_run(sched_t *s, sched_rank_t *rk)
     b.n_seqs = rk->n_entries;
     b.blocks = rk->seq_blocks;
     b.drafts = s->depth > 0;
+    b.known = s->opt.known;
+    sched_draws(rk, &b);
 
     rk->rc = s->opt.step(s->opt.step_ctx, rk->index, &b, rk->logit_row,
                          rk->n_logits, rk->logits, rk->err);
@@ -57,7 +60,7 @@ sched_rank_run(sched_t *s, sched_rank_t *rk)
         seq = rk->entry[i];
         n = seq->n_score + (sched_samples(seq) ? 1 + seq->n_spec : 0);
 
-        sched_entry(s, rk, seq, rk->logits + at * s->opt.vocab);
+        sched_entry(s, rk, seq, at);
 
         at += n;
     }
@@ -68,11 +71,45 @@ sched_rank_run(sched_t *s, sched_rank_t *rk)
 }
 
 
-/* `logits`: of the rows that score the prompt, then of the last row. */
+/* Lets the step draw the tokens, if it can draw them all. */
 
 static void
-sched_entry(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
-    const float *logits)
+sched_draws(sched_rank_t *rk, sched_batch_t *b)
+{
+    uint32_t      i, j, n;
+    sched_seq_t  *seq;
+
+    n = 0;
+    rk->drawing = 0;
+
+    for (i = 0; i < rk->n_entries; i++) {
+        seq = rk->entry[i];
+
+        if (seq->n_score > 0 || seq->r.logprobs) {
+            return;
+        }
+
+        for (j = 0; sched_samples(seq) && j <= seq->n_spec; j++) {
+            rk->drawn[n] = SAMPLE_NOT_DRAWN;
+
+            if (!sample_plain(&seq->r.params, seq->n_total + j,
+                              &rk->draw[n++]))
+            {
+                return;
+            }
+        }
+    }
+
+    b->draw = rk->draw;
+    b->drawn = rk->drawn;
+    rk->drawing = 1;
+}
+
+
+/* From row `at` of the logits: those that score the prompt, then the last. */
+
+static void
+sched_entry(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t at)
 {
     uint32_t  first;
 
@@ -81,8 +118,9 @@ sched_entry(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
     seq->n_done += seq->rows - seq->n_spec;
 
     if (seq->r.echo && seq->n_echo < seq->r.n_prompt) {
-        sched_echo(s, rk, seq, first, logits);
-        logits += (size_t) seq->n_score * s->opt.vocab;
+        sched_echo(s, rk, seq, first,
+                   rk->logits + (size_t) at * s->opt.vocab);
+        at += seq->n_score;
     }
 
     if (seq->done != 0) {
@@ -101,7 +139,7 @@ sched_entry(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
         seq->done = SCHED_LENGTH;    /* resumed, and there was no more to do */
 
     } else if (seq->rows > 0 && seq->n_done == seq->n_total) {
-        sched_answer(s, rk, seq, logits);
+        sched_answer(s, rk, seq, at);
     }
 }
 
@@ -109,8 +147,7 @@ sched_entry(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
 /* The next token, and those after it for which the guesses were right. */
 
 static void
-sched_answer(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
-    const float *logits)
+sched_answer(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t at)
 {
     int       hit;
     uint32_t  i;
@@ -118,7 +155,7 @@ sched_answer(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
     rk->answered++;
 
     for (i = 0; ; i++) {
-        sched_token(s, rk, seq, logits + (size_t) i * s->opt.vocab);
+        sched_token(s, rk, seq, at + i);
 
         if (i == seq->n_spec || seq->n_done == seq->n_total) {
             break;
@@ -181,18 +218,22 @@ sched_echo(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t first,
 
 
 static void
-sched_token(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
-    const float *logits)
+sched_token(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t at)
 {
     int32_t         id;
     uint32_t        n_output;
+    const float    *logits;
     sched_token_t  *t;
 
     n_output = seq->n_total - seq->r.n_prompt;
+    logits = rk->logits + (size_t) at * s->opt.vocab;
+    id = rk->drawing ? rk->drawn[at] : SAMPLE_NOT_DRAWN;
 
-    id = sample_token(rk->sample, &seq->r.params, logits, seq->ids,
-                      seq->r.n_prompt, seq->ids + seq->r.n_prompt, n_output,
-                      seq->n_total);
+    if (id == SAMPLE_NOT_DRAWN) {
+        id = sample_token(rk->sample, &seq->r.params, logits, seq->ids,
+                          seq->r.n_prompt, seq->ids + seq->r.n_prompt,
+                          n_output, seq->n_total);
+    }
 
     if (id < 0) {
         seq->done = SCHED_E_INTERNAL;

@@ -57,6 +57,7 @@ static const be_t  cuda_table = {
     .route = be_cuda_route,
     .experts = be_cuda_experts,
     .combine = be_cuda_combine,
+    .draw = be_cuda_draw,
     .gather = be_cuda_gather,
     .join = be_cuda_join
 };

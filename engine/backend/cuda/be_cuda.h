@@ -34,6 +34,7 @@
 #include "backend/cuda/cu_latent.h"
 #include "backend/cuda/cu_mm.h"
 #include "backend/cuda/cu_rows.h"
+#include "backend/cuda/cu_sample.h"
 
 
 #define CUDA_ALIGN    64             /* elements that a row is rounded up to */
@@ -80,6 +81,7 @@ typedef enum {
     CUDA_ROPE,
     CUDA_PAIRS,
     CUDA_PAIRS_HOST,                 /* pairs that the host sorted */
+    CUDA_DRAW,
     CUDA_SCRATCH_MAX
 } cuda_scratch_t;
 
@@ -240,6 +242,9 @@ void be_cuda_gather(be_t *be, const float *x, const uint32_t *row, uint32_t n,
     uint32_t dim, float *y);
 void be_cuda_join(be_t *be, const float *a, const float *b, uint32_t rows,
     uint32_t dim, float *y);
+
+void be_cuda_draw(be_t *be, const float *logits, uint32_t rows,
+    uint32_t vocab, const uint8_t *known, const be_draw_t *draw, int32_t *id);
 
 /* Memory that held a product's inputs has new content. */
 void be_cuda_wrote(be_cuda_t *cuda, const float *y);

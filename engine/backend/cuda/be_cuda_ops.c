@@ -470,3 +470,53 @@ be_cuda_join(be_t *be, const float *a, const float *b, uint32_t rows,
     (void) be_cuda_check(cuda, cu_join(a, b, rows, dim, y, cuda->stream),
                          "join");
 }
+
+
+/* Outside of what is recorded: each step draws in its own way. */
+
+void
+be_cuda_draw(be_t *be, const float *logits, uint32_t rows, uint32_t vocab,
+    const uint8_t *known, const be_draw_t *draw, int32_t *id)
+{
+    int         rc;
+    size_t      at, blocks, ids;
+    uint8_t    *p;
+    be_cuda_t  *cuda;
+
+    cuda = (be_cuda_t *) be;
+
+    _Static_assert(sizeof(be_draw_t) == sizeof(cu_draw_t)
+                   && offsetof(be_draw_t, u) == offsetof(cu_draw_t, u)
+                   && offsetof(be_draw_t, top_k) == offsetof(cu_draw_t, top_k),
+                   "draws go over as they are");
+
+    if (cuda->failed || rows == 0) {
+        return;
+    }
+
+    at = ((size_t) rows * sizeof(cu_draw_t) + 63) / 64 * 64;
+    blocks = (size_t) rows * ((vocab + 63) / 64) * sizeof(double);
+    ids = (size_t) rows * sizeof(int32_t);
+    p = be_cuda_scratch(cuda, CUDA_DRAW, at + blocks + ids);
+
+    if (p == NULL) {
+        return;
+    }
+
+    rc = cudaMemcpyAsync(p, draw, rows * sizeof(cu_draw_t),
+                         cudaMemcpyHostToDevice, cuda->stream);
+
+    if (rc == 0) {
+        rc = cu_sample(logits, rows, vocab, known,
+                       (const cu_draw_t *) (const void *) p,
+                       (double *) (void *) (p + at),
+                       (int32_t *) (void *) (p + at + blocks), cuda->stream);
+    }
+
+    if (rc == 0) {
+        rc = cudaMemcpyAsync(id, p + at + blocks, ids,
+                             cudaMemcpyDeviceToHost, cuda->stream);
+    }
+
+    (void) be_cuda_check(cuda, rc, "draws");
+}
