@@ -107,6 +107,7 @@ cu_dies(void (*f)(int), int arg, const char *text)
         dup2(fd[1], 2);
         close(fd[0]);
         close(fd[1]);
+        alarm(30);
         f(arg);
         _exit(0);
     }

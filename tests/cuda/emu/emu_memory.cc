@@ -469,19 +469,19 @@ memory_handler(void)
 
     static thread_local char  *stack;
 
-    if (stack != NULL) {
-        return;
-    }
-
-    stack = (char *) malloc(64 << 10);
     if (stack == NULL) {
-        return;
+        stack = (char *) malloc(64 << 10);
+        if (stack == NULL) {
+            return;
+        }
+
+        memset(&alt, 0, sizeof(alt));
+        alt.ss_sp = stack;
+        alt.ss_size = 64 << 10;
+        (void) sigaltstack(&alt, NULL);
     }
 
-    memset(&alt, 0, sizeof(alt));
-    alt.ss_sp = stack;
-    alt.ss_size = 64 << 10;
-    (void) sigaltstack(&alt, NULL);
+    /* each time: a test's framework puts its own in front */
 
     memset(&sa, 0, sizeof(sa));
     sa.sa_sigaction = memory_fault;
