@@ -11,7 +11,7 @@ endif
 
 EMU_INC  := -DCU_EMU -Itests/cuda/emu/include -Itests/cuda/emu -Iengine
 EMU_WARN := -Wall -Wextra -Werror -Wno-missing-field-initializers \
-            -Wno-unknown-pragmas
+            -Wno-unknown-pragmas -Wno-psabi
 EMU_CXX   = $(CXX) -std=c++17 -D_GNU_SOURCE $(OPT) -g $(EMU_WARN) \
             -ffp-contract=off -fno-math-errno -pthread $(EMU_INC) $(SAN)
 EMU_CC    = $(CC) $(filter-out -Iengine,$(CFLAGS)) $(EMU_INC)
