@@ -577,13 +577,6 @@ ngx_http_llm_accounts(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         return NGX_CONF_ERROR;
     }
 
-    if (acf->state.len != 0) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "\"state\" is not supported yet: this build keeps "
-                           "no balances");
-        return NGX_CONF_ERROR;
-    }
-
     return ngx_http_llm_buckets_zone(cf, &name, size,
                                      &ngx_http_llm_accounts_module,
                                      &acf->zone, &acf->shm_zone);
