@@ -32,24 +32,19 @@
 
 #define RUN_TILES  (BE_RUN / AMX_K)  /* of 32 tokens */
 #define RUN_SUMS   4
-#define RUN_ASK    16                /* cache lines, in a step of scores */
+#define RUN_ASK    32                /* cache lines, in a step of scores */
+#define RUN_ASK_NEXT  96             /* and in one of values */
+#define RUN_COLS   64                /* of values, for few queries */
+#define RUN_PIECE  (RUN_COLS / AMX_ROWS * AMX_TILE)
 
-/* Asks the memory for the next `n` lines of what will be needed. */
-
-#define run_ask(ahead, n)                                                    \
-    do {                                                                     \
-        uint32_t  i_;                                                        \
-                                                                             \
-        for (i_ = 0; i_ < (n) && (ahead)->at < (ahead)->end; i_++) {         \
-            _mm_prefetch((ahead)->at, _MM_HINT_T1);                          \
-            (ahead)->at += 64;                                               \
-        }                                                                    \
-    } while (0)
-
+/* Tokens that will be needed: the memory is asked for them meanwhile. */
 
 typedef struct {
-    const char  *at;
-    const char  *end;
+    const uint8_t *const  *kv;
+    uint32_t               t;
+    uint32_t               n;
+    size_t                 at;       /* in the token */
+    size_t                 ld;
 } run_ahead_t;
 
 
@@ -63,8 +58,41 @@ static void run_softmax(const be_run_t *run, uint32_t q, uint32_t most,
     const float *s, uint8_t *p);
 static void run_values(const be_run_t *run, uint32_t col, uint32_t q,
     uint32_t most, const uint8_t *p, const uint8_t *v);
+static void run_values_rows(const be_run_t *run, uint32_t col, uint32_t most,
+    const uint8_t *p, uint8_t *v, run_ahead_t *ahead);
 static void run_values_few(const be_run_t *run, uint32_t col, uint32_t q,
     uint32_t most, const uint8_t *p, const uint8_t *v, size_t step);
+
+
+static inline void
+run_ahead_none(run_ahead_t *ahead)
+{
+    memset(ahead, 0, sizeof(run_ahead_t));
+}
+
+
+/* Asks for the next lines of what will be needed, at most `lines`. */
+
+static inline void
+run_ask(run_ahead_t *ahead, uint32_t lines)
+{
+    const uint8_t  *token;
+
+    while (lines > 0 && ahead->t < ahead->n) {
+        token = ahead->kv[ahead->t / BE_BLOCK]
+                + ahead->t % BE_BLOCK * ahead->ld;
+
+        for ( /* void */ ; lines > 0 && ahead->at < ahead->ld; lines--) {
+            _mm_prefetch(token + ahead->at, _MM_HINT_T1);
+            ahead->at += 64;
+        }
+
+        if (ahead->at >= ahead->ld) {
+            ahead->at = 0;
+            ahead->t++;
+        }
+    }
+}
 
 
 size_t
@@ -103,6 +131,16 @@ be_amx_run(const be_run_t *run)
 }
 
 
+/* Two tokens' columns, 32 of each, one beside the other. */
+
+static const uint16_t  run_order[64] = {
+    0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
+    8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47,
+    16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+    24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63
+};
+
+
 /*
  * Interleaves the columns col … col + cols - 1 of the tokens t … t + n - 1,
  * all multiples of 32; `step` is from tile to tile of tokens.  After `most`
@@ -112,8 +150,7 @@ be_amx_run(const be_run_t *run)
 
 BE_INLINE void
 run_interleave(const be_run_t *run, uint32_t t, uint32_t n, uint32_t col,
-    uint32_t cols, uint32_t most, uint8_t *v, size_t step,
-    run_ahead_t *ahead)
+    uint32_t cols, uint32_t most, uint8_t *v, size_t step)
 {
     size_t          j;
     uint8_t        *to;
@@ -122,15 +159,8 @@ run_interleave(const be_run_t *run, uint32_t t, uint32_t n, uint32_t col,
     __mmask32       mask;
     const uint8_t  *kv;
 
-    static const uint16_t  order[64] = {
-        0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
-        8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47,
-        16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
-        24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63
-    };
-
-    at_low = _mm512_loadu_si512(order);
-    at_high = _mm512_loadu_si512(order + 32);
+    at_low = _mm512_loadu_si512(run_order);
+    at_high = _mm512_loadu_si512(run_order + 32);
 
     for (end = t + n; t < end; t += 2) {
         kv = run->kv[t / BE_BLOCK] + t % BE_BLOCK * run->ldkv
@@ -138,8 +168,6 @@ run_interleave(const be_run_t *run, uint32_t t, uint32_t n, uint32_t col,
         to = v + t / AMX_K * step + t % AMX_K * 32;
 
         for (j = 0; j < cols; j += 2 * AMX_ROWS) {
-            run_ask(ahead, 2);
-
             left = run->dim - col - (uint32_t) j;
             mask = (left >= 32) ? 0xffffffff : (1u << left) - 1;
 
@@ -166,8 +194,7 @@ run_many(const be_run_t *run, uint32_t most, float *s, uint8_t *p, uint8_t *v)
     uint32_t     i, q, j, t, tiles;
     run_ahead_t  ahead;
 
-    ahead.at = NULL;
-    ahead.end = NULL;
+    run_ahead_none(&ahead);
 
     for (q = 0; q < run->m; q += 2 * AMX_ROWS) {
         tiles = (run->m - q > AMX_ROWS) ? 2 : 1;
@@ -185,7 +212,7 @@ run_many(const be_run_t *run, uint32_t most, float *s, uint8_t *p, uint8_t *v)
 
     for (j = 0; j < run->dim; j += 2 * AMX_ROWS) {
         run_interleave(run, 0, simd_padded(most, AMX_K), j, 2 * AMX_ROWS,
-                       most, v, 2 * AMX_TILE, &ahead);
+                       most, v, 2 * AMX_TILE);
 
         for (q = 0; q + AMX_ROWS < run->m; q += 2 * AMX_ROWS) {
             run_values(run, j, q, most, p, v);
@@ -201,32 +228,72 @@ run_many(const be_run_t *run, uint32_t most, float *s, uint8_t *p, uint8_t *v)
 static void
 run_few(const be_run_t *run, uint32_t most, float *s, uint8_t *p, uint8_t *v)
 {
-    size_t       step;
-    uint32_t     j, t, cols;
+    uint32_t     j, t;
     run_ahead_t  ahead;
-
-    cols = simd_padded(run->dim, 2 * AMX_ROWS);
-    step = (size_t) cols / AMX_ROWS * AMX_TILE;
 
     for (t = 0; t < most; t += 2 * AMX_ROWS) {
         j = t + AMX_K;
-        ahead.at = NULL;
-        ahead.end = NULL;
+        run_ahead_none(&ahead);
 
-        if (j < most) {
-            ahead.at = (const char *) run->kv[j / BE_BLOCK]
-                       + j % BE_BLOCK * run->ldkv;
-            ahead.end = ahead.at + AMX_K * run->ldkv;
+        if (j < most && !run->asked) {
+            ahead.kv = run->kv;
+            ahead.t = j;
+            ahead.n = (most - j < AMX_K) ? most : j + AMX_K;
+            ahead.ld = run->ldkv;
         }
 
         run_scores(run, 0, 1, t, s, &ahead);
-        run_interleave(run, t, AMX_K, 0, cols, most, v, step, &ahead);
     }
 
     run_softmax(run, 0, most, s, p);
 
-    for (j = 0; j < run->dim; j += 2 * AMX_ROWS) {
-        run_values_few(run, j, 0, most, p, v + j / AMX_ROWS * AMX_TILE, step);
+    run_ahead_none(&ahead);
+    ahead.kv = run->next;
+    ahead.n = run->n_next;
+    ahead.ld = run->ldkv;
+
+    be_amx_configure_rows(run->m);
+
+    for (j = 0; j < run->dim; j += RUN_COLS) {
+        run_values_rows(run, j, most, p, v, &ahead);
+    }
+
+    be_amx_configure_rows(AMX_ROWS);
+}
+
+
+/* The same of 32 tokens and RUN_COLS columns, or half of these, in a row. */
+
+BE_INLINE void
+run_piece(const be_run_t *run, uint32_t t, uint32_t col, uint32_t cols,
+    uint32_t most, uint8_t *v)
+{
+    __m512i         even, odd, at_low, at_high;
+    uint32_t        i, j;
+    const uint8_t  *kv;
+
+    if (cols != RUN_COLS || run->dim - col < RUN_COLS || most - t < AMX_K) {
+        run_interleave(run, t, AMX_K, col, cols, most, v, 0);
+        return;
+    }
+
+    at_low = _mm512_loadu_si512(run_order);
+    at_high = _mm512_loadu_si512(run_order + 32);
+    kv = run->kv[t / BE_BLOCK] + t % BE_BLOCK * run->ldkv + (size_t) col * 2;
+
+    for (i = 0; i < AMX_K / 2; i++) {
+#pragma GCC unroll 2
+        for (j = 0; j < 2; j++) {
+            even = _mm512_loadu_si512(kv + j * 64);
+            odd = _mm512_loadu_si512(kv + run->ldkv + j * 64);
+
+            _mm512_store_si512(v + 2 * j * AMX_TILE + i * 64,
+                _mm512_permutex2var_epi16(even, at_low, odd));
+            _mm512_store_si512(v + (2 * j + 1) * AMX_TILE + i * 64,
+                _mm512_permutex2var_epi16(even, at_high, odd));
+        }
+
+        kv += 2 * run->ldkv;
     }
 }
 
@@ -427,6 +494,66 @@ run_values(const be_run_t *run, uint32_t col, uint32_t q, uint32_t most,
     amx_tile_store(1, o + AMX_ROWS, ld);
     amx_tile_store(2, o + AMX_ROWS * run->ldo, ld);
     amx_tile_store(3, o + AMX_ROWS * run->ldo + AMX_ROWS, ld);
+}
+
+
+/*
+ * At most 16 queries by RUN_COLS columns.  Tokens are interleaved 32 at a time
+ * into one half of v, while the other half is multiplied.
+ */
+
+static void
+run_values_rows(const be_run_t *run, uint32_t col, uint32_t most,
+    const uint8_t *p, uint8_t *v, run_ahead_t *ahead)
+{
+    float          *o;
+    size_t          ld;
+    uint32_t        t, cols;
+    const uint8_t  *b;
+
+    cols = (run->dim - col > 2 * AMX_ROWS) ? RUN_COLS : 2 * AMX_ROWS;
+
+    amx_zero(0);
+    amx_zero(1);
+    amx_zero(2);
+    amx_zero(3);
+
+    run_piece(run, 0, col, cols, most, v);
+
+    for (t = 0; t < most; t += AMX_K) {
+        b = v + t / AMX_K % 2 * RUN_PIECE;
+
+        if (t + AMX_K < most) {
+            run_piece(run, t + AMX_K, col, cols, most,
+                      v + (t / AMX_K + 1) % 2 * RUN_PIECE);
+        }
+
+        run_ask(ahead, RUN_ASK_NEXT);
+
+        amx_tile_load(4, p + t / AMX_K * AMX_TILE, 64);
+        amx_tile_load(6, b, 64);
+        amx_dot(0, 4, 6);
+        amx_tile_load(7, b + AMX_TILE, 64);
+        amx_dot(1, 4, 7);
+
+        if (cols == RUN_COLS) {
+            amx_tile_load(6, b + 2 * AMX_TILE, 64);
+            amx_dot(2, 4, 6);
+            amx_tile_load(7, b + 3 * AMX_TILE, 64);
+            amx_dot(3, 4, 7);
+        }
+    }
+
+    ld = run->ldo * sizeof(float);
+    o = run->o + col;
+
+    amx_tile_store(0, o, ld);
+    amx_tile_store(1, o + AMX_ROWS, ld);
+
+    if (cols == RUN_COLS) {
+        amx_tile_store(2, o + 2 * AMX_ROWS, ld);
+        amx_tile_store(3, o + 3 * AMX_ROWS, ld);
+    }
 }
 
 
