@@ -192,6 +192,8 @@ typedef struct {
     const float *const  *x;
     float *const        *y;
     uint32_t             max;
+    const uint32_t      *row;        /* not NULL: pair p reads row[p] of what
+                                        peer_send() brought, and x is NULL */
 } be_pairs_t;
 
 /* The rows of one rank, for a rank that holds every expert in its own slot. */
@@ -208,6 +210,53 @@ typedef struct {
     float               *contrib;    /* [rows][top_k][hidden] */
     uint32_t            *load;       /* [experts], counts rows; or NULL */
 } be_route_t;
+
+/*
+ * Ranks of one process on devices that reach each other's memory send their
+ * rows to those that hold the experts, and contributions home, without the
+ * host.  A rank's part of that (be_peer_t) is memory that the others write.
+ * Rows travel in the type that the experts' products take (BF16, or FP8 with a
+ * scale for 128 elements), which rounds them no more than computing at home
+ * does; contributions as float32 if `exact`, else as BF16, those of a rank to
+ * itself, too.
+ */
+
+typedef struct be_peer_s  be_peer_t;
+
+#define BE_PEERS_MAX  32
+
+typedef struct {
+    uint32_t          ranks;
+    uint32_t          rank;
+    uint32_t          max_rows;
+    uint32_t          top_k;
+    uint32_t          experts;
+    uint32_t          slots;         /* of a rank, at most */
+    uint32_t          hidden;
+    int               exact;
+    const be_mlp_t   *expert;        /* one of them, for the type */
+} be_peer_options_t;
+
+/*
+ * What a rank sends; the placement as in ep/exchange.h, the host's.  Pair (row,
+ * k) of an expert with n homes goes to the one that `rank * max_rows + row +
+ * expert` modulo n says.
+ */
+
+typedef struct {
+    uint32_t             experts;
+    uint32_t             homes;
+    const uint32_t      *first;      /* [experts + 1] */
+    const uint8_t       *home;       /* [homes] rank */
+    const uint32_t      *slot;       /* [homes] */
+    uint32_t             slots;      /* of this rank */
+    const be_batch_t    *batch;
+    uint32_t             rows;
+    const float         *x;          /* [rows][hidden] */
+    const int32_t       *id;         /* [rows][top_k] */
+    float               *contrib;    /* [rows][top_k][hidden] */
+    uint32_t            *load;       /* [experts] of this rank's rows; or NULL */
+} be_peer_send_t;
 
 
 struct be_s {
@@ -366,6 +415,24 @@ struct be_s {
      * rows, without the host.  `pairs` holds until the next call.
      */
     void (*route)(be_t *be, const be_route_t *r, be_pairs_t *pairs);
+
+    /*
+     * NULL but on a device.  peer_open() and peer_close() by the rank's thread.
+     * The others only queue: first peer_send(); when all ranks have called it,
+     * peer_pairs(), whose pairs experts() takes; then peer_return(), and when
+     * all have called that, peer_collect(), after which contributions are at
+     * home.  all[ranks] and sends[ranks] are those of all ranks.
+     */
+    be_peer_t *(*peer_open)(be_t *be, const be_peer_options_t *opt,
+        char *err);
+    void (*peer_close)(be_t *be, be_peer_t *peer);
+    void (*peer_send)(be_t *be, be_peer_t *const *all,
+        const be_peer_send_t *send);
+    void (*peer_pairs)(be_t *be, be_peer_t *const *all,
+        const be_peer_send_t *sends, be_pairs_t *pairs);
+    void (*peer_return)(be_t *be, be_peer_t *const *all);
+    void (*peer_collect)(be_t *be, be_peer_t *const *all,
+        const be_peer_send_t *send);
 
     /* y[p] = mlp[e](x[p]), unweighted, for each pair of each local expert */
     void (*experts)(be_t *be, const be_mlp_t *mlp, const be_pairs_t *pairs);

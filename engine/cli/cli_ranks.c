@@ -156,6 +156,11 @@ cli_ranks_exchange(cli_ranks_t *r, char *err)
         ex[0] = ep_local_open(gate->experts, err);
         rc = (ex[0] != NULL) ? 0 : -1;
 
+    } else if (strcmp(r->opt.backend, "cuda") == 0) {
+        rc = ep_peer_open(ex, r->opt.ranks, r->opt.max_rows, gate->top_k,
+                          gate->experts, model_config(r->model)->hidden,
+                          r->opt.fixed, r->opt.timeout_ms, err);
+
     } else {
         rc = ep_host_open(ex, r->opt.ranks, r->opt.max_rows, gate->top_k,
                           gate->experts, r->opt.timeout_ms, err);

@@ -214,6 +214,7 @@ ep_host_dispatch(ep_exchange_t *ex, const ep_send_t *send, be_pairs_t *pairs,
     pairs->x = h->x;
     pairs->y = h->y;
     pairs->max = 0;
+    pairs->row = NULL;
 
     h->dispatched = 1;
 

@@ -288,6 +288,7 @@ tcp_dispatch(ep_exchange_t *ex, const ep_send_t *send, be_pairs_t *pairs,
     pairs->x = t->x;
     pairs->y = t->y;
     pairs->max = 0;
+    pairs->row = NULL;
 
     t->dispatched = 1;
 

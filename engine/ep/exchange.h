@@ -80,6 +80,16 @@ struct ep_exchange_s {
         be_pairs_t *pairs, char *err);
     int (*combine)(ep_exchange_t *ex, char *err);
 
+    /*
+     * NULL, or before a rank's first dispatch, with the backend that its calls
+     * will name and one of its experts, and after its last, before the backend
+     * is closed; by the rank's thread, or while none computes.  attach() is 0,
+     * or -1 with the reason in `err`.
+     */
+    int (*attach)(ep_exchange_t *ex, be_t *be, const be_mlp_t *expert,
+        char *err);
+    void (*detach)(ep_exchange_t *ex);
+
     /* All ranks: waits for all, or fails. */
     int (*barrier)(ep_exchange_t *ex, char *err);
 
@@ -109,6 +119,16 @@ int ep_host_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
  */
 
 ep_exchange_t *ep_local_open(uint32_t max_experts, char *err);
+
+/*
+ * Ranks of one process on devices that reach each other's memory, queued
+ * (ep_peer.c).  `hidden`: of a row; `exact`: contributions are not rounded to
+ * BF16 on their way.  Else as ep_host_open().
+ */
+
+int ep_peer_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
+    uint32_t top_k, uint32_t experts, uint32_t hidden, int exact,
+    uint32_t timeout_ms, char *err);
 
 /*
  * A placement's memory.  ep_map_open(): one to start with, of contiguous runs,

@@ -20,6 +20,7 @@ static int rank_layer(model_rank_t *mr, uint32_t layer, char *err);
 static int rank_mlp(model_rank_t *mr, be_mlp_t *mlp, const uint32_t *item,
     char *err);
 static int rank_get(model_rank_t *mr, uint32_t item, void *p, char *err);
+static int rank_attach(model_rank_t *mr, char *err);
 static int rank_scratch(model_rank_t *mr, char *err);
 static int rank_scratch_gate(model_rank_t *mr);
 static int rank_scratch_mtp(model_rank_t *mr, char *err);
@@ -75,6 +76,7 @@ model_rank_open(model_t *model, be_t *be, ep_exchange_t *ex,
     mr->pool = model_pool_join(model, be, err);
 
     if (mr->pool == NULL || rank_weights(mr, map, err) != 0
+        || rank_attach(mr, err) != 0
         || rank_scratch(mr, err) != 0
         || (opt->mtp && rank_scratch_mtp(mr, err) != 0))
     {
@@ -106,6 +108,10 @@ model_rank_close(model_rank_t *mr)
     }
 
     be = mr->be;
+
+    if (mr->attached) {
+        mr->ex->detach(mr->ex);
+    }
 
     rank_free(be, mr->x);
     rank_free(be, mr->h);
@@ -386,6 +392,31 @@ rank_get(model_rank_t *mr, uint32_t item, void *p, char *err)
     }
 
     memcpy(p, &made, sizeof(void *));
+
+    return 0;
+}
+
+
+/* All layers' experts are of one type. */
+
+static int
+rank_attach(model_rank_t *mr, char *err)
+{
+    uint32_t  i;
+
+    for (i = 0; i < mr->n_layers && mr->layer[i].place.map == NULL; i++) {
+        /* void */
+    }
+
+    if (mr->ex->attach == NULL || i == mr->n_layers) {
+        return 0;
+    }
+
+    if (mr->ex->attach(mr->ex, mr->be, mr->layer[i].place.expert, err) != 0) {
+        return -1;
+    }
+
+    mr->attached = 1;
 
     return 0;
 }

@@ -40,6 +40,7 @@ struct model_rank_s {
     model_t               *model;
     be_t                  *be;
     ep_exchange_t         *ex;
+    int                    attached;
     model_rank_options_t   opt;
     uint32_t               n_layers; /* with the MTP layer, if it is used */
     int                    keep;

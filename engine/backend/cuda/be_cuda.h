@@ -10,6 +10,7 @@
  *     be_cuda_ops.c      operations, as launches
  *     be_cuda_moe.c      router and experts
  *     be_cuda_blas.c     cuBLASLt
+ *     be_cuda_peer.c     rows to and from other ranks of the process
  *     cu_*.cu, cu_*.h    kernels, behind C functions that queue them
  *
  * Memory of activations is float32 as backend.h says.  Inputs of products are
@@ -82,6 +83,8 @@ typedef enum {
     CUDA_PAIRS,
     CUDA_PAIRS_HOST,                 /* pairs that the host sorted */
     CUDA_DRAW,
+    CUDA_PAIRS_PEER,                 /* pairs of several ranks */
+    CUDA_PAIRS_Y,                    /* and what is made of them */
     CUDA_SCRATCH_MAX
 } cuda_scratch_t;
 
@@ -160,6 +163,7 @@ typedef struct {
     uint32_t             next_stage;
 
     cuda_mlps_t         *mlps;
+    be_peer_t           *peer;       /* NULL: it exchanges with nobody */
 } be_cuda_t;
 
 
@@ -272,6 +276,25 @@ void be_cuda_gate(be_t *be, const be_gate_t *g, const float *w,
 void be_cuda_route(be_t *be, const be_route_t *r, be_pairs_t *pairs);
 void be_cuda_experts(be_t *be, const be_mlp_t *mlp, const be_pairs_t *pairs);
 void be_cuda_moe_close(be_cuda_t *cuda);
+
+/* be_cuda_peer.c */
+be_peer_t *be_cuda_peer_open(be_t *be, const be_peer_options_t *opt,
+    char *err);
+void be_cuda_peer_close(be_t *be, be_peer_t *peer);
+void be_cuda_peer_send(be_t *be, be_peer_t *const *all,
+    const be_peer_send_t *send);
+void be_cuda_peer_pairs(be_t *be, be_peer_t *const *all,
+    const be_peer_send_t *sends, be_pairs_t *pairs);
+void be_cuda_peer_return(be_t *be, be_peer_t *const *all);
+void be_cuda_peer_collect(be_t *be, be_peer_t *const *all,
+    const be_peer_send_t *send);
+
+/* The rows of pairs, as inputs of the experts' first product. */
+int be_cuda_peer_take(be_cuda_t *cuda, const be_pairs_t *pairs,
+    const cu_act_t *act);
+
+/* Placements are others now. */
+void be_cuda_peer_forget(be_cuda_t *cuda);
 
 /*
  * be_cuda_blas.c: cuBLASLt, if its library can be loaded; NULL, with the reason

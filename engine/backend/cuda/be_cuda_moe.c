@@ -240,7 +240,10 @@ be_cuda_experts(be_t *be, const be_mlp_t *mlp, const be_pairs_t *pairs)
     src.n = p.offset + pairs->n_experts;
 
     if (be_cuda_act(cuda, CUDA_ACT, m->type, p.max, m->k, &act) != 0
-        || be_cuda_check(cuda, cu_act(&src, &act, cuda->stream), "rows") != 0)
+        || (pairs->row != NULL
+            ? be_cuda_peer_take(cuda, pairs, &act)
+            : be_cuda_check(cuda, cu_act(&src, &act, cuda->stream), "rows"))
+           != 0)
     {
         return;
     }

@@ -100,6 +100,7 @@ be_cuda_begin(be_t *be, be_step_t *step, char *err)
     if (atomic_exchange(&cuda->forget, 0)) {
         be_cuda_drop(cuda);
         be_cuda_moe_close(cuda);
+        be_cuda_peer_forget(cuda);
     }
 
     cuda->step = step;

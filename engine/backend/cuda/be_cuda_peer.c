@@ -1,0 +1,552 @@
+/*
+ * A rank's part of the exchange with other ranks of the process: memory that
+ * they write, and the order of streams.
+ *
+ * `sent` is recorded behind what a rank stores elsewhere in a dispatch,
+ * `returned` behind its contributions.  A rank waits for the event of every
+ * other one, which these have recorded when the host says that all have called.
+ * Neither is recorded again before all wait for it: each rank's next one comes
+ * after a meeting that follows all waits.
+ */
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/cuda/be_cuda.h"
+#include "backend/cuda/cu_exchange.h"
+
+
+_Static_assert(BE_PEERS_MAX == CU_PEERS, "ranks of an exchange");
+
+
+/* A placement on the device, by where the host has it. */
+
+typedef struct peer_place_s  peer_place_t;
+
+struct peer_place_s {
+    peer_place_t    *next;
+    const uint32_t  *key;
+    uint32_t        *first;
+    uint32_t        *slot;
+    uint8_t         *home;
+};
+
+struct be_peer_s {
+    be_cuda_t          *cuda;
+    be_peer_options_t   opt;
+    cu_exchange_t       e;
+    cu_mm_type_t        type;
+
+    uint8_t            *x;           /* as cu_exchange.h has them */
+    float              *scale;
+    int32_t            *slot;
+    uint32_t           *rows;
+    uint16_t           *inbox;
+
+    cudaEvent_t         sent;
+    cudaEvent_t         returned;
+    peer_place_t       *places;
+
+    /* of the layer at hand */
+    uint32_t            slots;
+    uint32_t            max;         /* pairs here, at most */
+    uint32_t           *offset;
+    uint16_t          **to;
+    float              *stage;
+};
+
+
+static int peer_memory(be_peer_t *p, char *err);
+static int peer_reach(const be_cuda_t *cuda, char *err);
+static const peer_place_t *peer_place(be_peer_t *p,
+    const be_peer_send_t *send);
+static int peer_copy(be_cuda_t *cuda, void *to, const void *from,
+    size_t size);
+static void peer_table(be_peer_t *const *all, const be_peer_send_t *sends,
+    cu_peers_t *t);
+static int peer_wait(be_cuda_t *cuda, be_peer_t *const *all, int returned);
+
+
+be_peer_t *
+be_cuda_peer_open(be_t *be, const be_peer_options_t *opt, char *err)
+{
+    be_peer_t  *p;
+    be_cuda_t  *cuda;
+
+    cuda = (be_cuda_t *) be;
+
+    if (opt->ranks > BE_PEERS_MAX || opt->top_k > BE_TOPK_MAX) {
+        snprintf(err, ERR_LEN, "an exchange of %u ranks, %u experts a row: "
+                 "%u and %u are possible", opt->ranks, opt->top_k,
+                 BE_PEERS_MAX, BE_TOPK_MAX);
+        return NULL;
+    }
+
+    p = calloc(1, sizeof(be_peer_t));
+    if (p == NULL) {
+        snprintf(err, ERR_LEN, "no memory for an exchange");
+        return NULL;
+    }
+
+    p->cuda = cuda;
+    p->opt = *opt;
+    p->type = opt->expert->w1->m.type;
+
+    if (p->type == CU_MM_INT4) {
+        p->type = CU_MM_BF16;
+    }
+
+    p->e.ranks = opt->ranks;
+    p->e.rank = opt->rank;
+    p->e.max_rows = opt->max_rows;
+    p->e.top_k = opt->top_k;
+    p->e.hidden = opt->hidden;
+
+    if (p->type == CU_MM_FP8) {
+        p->e.groups = (opt->hidden + CU_GROUP - 1) / CU_GROUP;
+        p->e.row_bytes = p->e.groups * CU_GROUP;
+
+    } else {
+        p->e.row_bytes = (opt->hidden + CUDA_ALIGN - 1) / CUDA_ALIGN
+                         * CUDA_ALIGN * 2;
+    }
+
+    if (peer_reach(cuda, err) != 0 || peer_memory(p, err) != 0) {
+        be_cuda_peer_close(be, p);
+        return NULL;
+    }
+
+    cuda->peer = p;
+
+    return p;
+}
+
+
+/* Each device of the process must reach each other's memory. */
+
+static int
+peer_reach(const be_cuda_t *cuda, char *err)
+{
+    int  i, can, devices;
+
+    if (cudaGetDeviceCount(&devices) != 0) {
+        snprintf(err, ERR_LEN, "CUDA: no devices");
+        return -1;
+    }
+
+    for (i = 0; i < devices; i++) {
+        can = 1;
+
+        if (i != cuda->device
+            && (cudaDeviceCanAccessPeer(&can, cuda->device, i) != 0 || !can))
+        {
+            snprintf(err, ERR_LEN, "CUDA device %d cannot reach the memory of "
+                     "device %d, which an exchange between them needs: hide "
+                     "one of them with CUDA_VISIBLE_DEVICES", cuda->device,
+                     i);
+            return -1;
+        }
+    }
+
+    return 0;
+}
+
+
+static int
+peer_memory(be_peer_t *p, char *err)
+{
+    int     rc;
+    size_t  rows, pairs;
+
+    rows = (size_t) p->opt.ranks * p->opt.max_rows + 1;
+    pairs = (size_t) p->opt.max_rows * p->opt.top_k + 1;
+
+    rc = cudaMalloc((void **) &p->x, rows * p->e.row_bytes);
+
+    if (rc == 0 && p->e.groups > 0) {
+        rc = cudaMalloc((void **) &p->scale,
+                        rows * p->e.groups * sizeof(float));
+    }
+
+    if (rc == 0) {
+        rc = cudaMalloc((void **) &p->slot,
+                        rows * p->opt.top_k * sizeof(int32_t));
+    }
+
+    if (rc == 0) {
+        rc = cudaMalloc((void **) &p->rows,
+                        p->opt.ranks * sizeof(uint32_t));
+    }
+
+    if (rc == 0) {
+        rc = cudaMemset(p->rows, 0, p->opt.ranks * sizeof(uint32_t));
+    }
+
+    if (rc == 0 && !p->opt.exact) {
+        rc = cudaMalloc((void **) &p->inbox,
+                        pairs * p->opt.hidden * sizeof(uint16_t));
+    }
+
+    if (rc == 0) {
+        rc = cudaEventCreateWithFlags(&p->sent, cudaEventDisableTiming);
+    }
+
+    if (rc == 0) {
+        rc = cudaEventCreateWithFlags(&p->returned, cudaEventDisableTiming);
+    }
+
+    if (rc != 0) {
+        snprintf(err, ERR_LEN, "CUDA device %d: no memory for an exchange of "
+                 "%u ranks with %u rows: %s", p->cuda->device, p->opt.ranks,
+                 p->opt.max_rows, cudaGetErrorString((cudaError_t) rc));
+        return -1;
+    }
+
+    return 0;
+}
+
+
+void
+be_cuda_peer_close(be_t *be, be_peer_t *peer)
+{
+    be_cuda_t  *cuda;
+
+    cuda = (be_cuda_t *) be;
+
+    (void) cudaSetDevice(cuda->device);
+    (void) cudaStreamSynchronize(cuda->stream);
+
+    cuda->peer = peer;
+    be_cuda_peer_forget(cuda);
+    cuda->peer = NULL;
+
+    (void) cudaFree(peer->x);
+    (void) cudaFree(peer->scale);
+    (void) cudaFree(peer->slot);
+    (void) cudaFree(peer->rows);
+    (void) cudaFree(peer->inbox);
+
+    if (peer->sent != NULL) {
+        (void) cudaEventDestroy(peer->sent);
+    }
+
+    if (peer->returned != NULL) {
+        (void) cudaEventDestroy(peer->returned);
+    }
+
+    free(peer);
+}
+
+
+void
+be_cuda_peer_forget(be_cuda_t *cuda)
+{
+    be_peer_t     *p;
+    peer_place_t  *place;
+
+    p = cuda->peer;
+
+    while (p != NULL && p->places != NULL) {
+        place = p->places;
+        p->places = place->next;
+
+        (void) cudaFree(place->first);
+        (void) cudaFree(place->slot);
+        (void) cudaFree(place->home);
+        free(place);
+    }
+}
+
+
+void
+be_cuda_peer_send(be_t *be, be_peer_t *const *all, const be_peer_send_t *send)
+{
+    be_peer_t            *p;
+    be_cuda_t            *cuda;
+    cu_peers_t            to;
+    cuda_batch_t         *batch;
+    const peer_place_t   *place;
+    cu_exchange_send_t    s;
+
+    cuda = (be_cuda_t *) be;
+    p = cuda->peer;
+    place = peer_place(p, send);
+
+    if (place == NULL || cuda->failed) {
+        return;
+    }
+
+    memset(&s, 0, sizeof(s));
+    batch = (send->batch != NULL) ? send->batch->device : NULL;
+
+    if (send->rows > 0
+        && be_cuda_input(cuda, send->x, send->rows, 0, send->rows,
+                         p->opt.hidden, p->type, &s.act)
+           != 0)
+    {
+        return;
+    }
+
+    s.id = send->id;
+    s.pos = (batch != NULL) ? batch->b.pos : NULL;
+    s.rows = send->rows;
+    s.first = place->first;
+    s.home = place->home;
+    s.slot = place->slot;
+    s.load = send->load;
+    p->slots = send->slots;
+
+    peer_table(all, NULL, &to);
+
+    if (be_cuda_check(cuda, cu_exchange_send(&p->e, &to, &s, cuda->stream),
+                      "dispatch")
+        == 0)
+    {
+        (void) be_cuda_check(cuda, cudaEventRecord(p->sent, cuda->stream),
+                             "dispatch");
+    }
+}
+
+
+/* Copied when it is first used; be->forget() comes before it changes. */
+
+static const peer_place_t *
+peer_place(be_peer_t *p, const be_peer_send_t *send)
+{
+    int            rc;
+    size_t         homes;
+    be_cuda_t     *cuda;
+    peer_place_t  *place;
+
+    cuda = p->cuda;
+
+    for (place = p->places; place != NULL; place = place->next) {
+        if (place->key == send->first) {
+            return place;
+        }
+    }
+
+    place = calloc(1, sizeof(peer_place_t));
+    if (place == NULL) {
+        be_cuda_fail(cuda, "no memory for a placement");
+        return NULL;
+    }
+
+    place->next = p->places;
+    p->places = place;
+    homes = send->homes;
+
+    rc = cudaMalloc((void **) &place->first,
+                    (send->experts + 1) * sizeof(uint32_t));
+
+    if (rc == 0) {
+        rc = cudaMalloc((void **) &place->slot, homes * sizeof(uint32_t));
+    }
+
+    if (rc == 0) {
+        rc = cudaMalloc((void **) &place->home, homes);
+    }
+
+    if (be_cuda_check(cuda, rc, "memory for a placement") != 0
+        || peer_copy(cuda, place->first, send->first,
+                     (send->experts + 1) * sizeof(uint32_t))
+           != 0
+        || peer_copy(cuda, place->slot, send->slot,
+                     homes * sizeof(uint32_t))
+           != 0
+        || peer_copy(cuda, place->home, send->home, homes) != 0
+        || be_cuda_check(cuda, cudaStreamSynchronize(cuda->stream),
+                         "a placement")
+           != 0)
+    {
+        return NULL;
+    }
+
+    place->key = send->first;
+
+    return place;
+}
+
+
+static int
+peer_copy(be_cuda_t *cuda, void *to, const void *from, size_t size)
+{
+    return be_cuda_check(cuda, cudaMemcpyAsync(to, from, size,
+                                               cudaMemcpyHostToDevice,
+                                               cuda->stream), "a placement");
+}
+
+
+static void
+peer_table(be_peer_t *const *all, const be_peer_send_t *sends, cu_peers_t *t)
+{
+    uint32_t  i;
+
+    memset(t, 0, sizeof(cu_peers_t));
+
+    for (i = 0; i < all[0]->opt.ranks; i++) {
+        t->x[i] = all[i]->x;
+        t->scale[i] = all[i]->scale;
+        t->slot[i] = all[i]->slot;
+        t->rows[i] = all[i]->rows;
+        t->inbox[i] = all[i]->inbox;
+        t->contrib[i] = (sends != NULL) ? sends[i].contrib : NULL;
+    }
+}
+
+
+static int
+peer_wait(be_cuda_t *cuda, be_peer_t *const *all, int returned)
+{
+    uint32_t     i;
+    cudaEvent_t  event;
+
+    for (i = 0; i < cuda->peer->opt.ranks; i++) {
+        event = returned ? all[i]->returned : all[i]->sent;
+
+        if (all[i] != cuda->peer
+            && be_cuda_check(cuda, cudaStreamWaitEvent(cuda->stream, event, 0),
+                             "other ranks")
+               != 0)
+        {
+            return -1;
+        }
+    }
+
+    return 0;
+}
+
+
+void
+be_cuda_peer_pairs(be_t *be, be_peer_t *const *all,
+    const be_peer_send_t *sends, be_pairs_t *pairs)
+{
+    size_t                at, max, each;
+    uint8_t              *m;
+    uint32_t              i, most;
+    be_peer_t            *p;
+    be_cuda_t            *cuda;
+    cu_peers_t            peers;
+    cu_exchange_pairs_t   s;
+
+    cuda = (be_cuda_t *) be;
+    p = cuda->peer;
+
+    /* a rank gets a row no oftener than it has slots */
+
+    most = (p->slots < p->opt.top_k) ? p->slots : p->opt.top_k;
+
+    for (i = 0, max = 0; i < p->opt.ranks; i++) {
+        max += (size_t) sends[i].rows * most;
+    }
+
+    max = (max > 0) ? max : 1;
+    at = ((p->slots + 1) * sizeof(uint32_t) + 63) / 64 * 64;
+    each = (max * sizeof(uint32_t) + 63) / 64 * 64;
+
+    memset(pairs, 0, sizeof(be_pairs_t));
+    pairs->n_experts = p->slots;
+    pairs->max = (uint32_t) max;
+
+    m = be_cuda_scratch(cuda, CUDA_PAIRS_PEER,
+                        at + each + 2 * max * sizeof(float *));
+    p->stage = NULL;
+
+    if (m != NULL && !p->opt.exact) {
+        p->stage = be_cuda_scratch(cuda, CUDA_PAIRS_Y,
+                                   max * p->opt.hidden * sizeof(float));
+    }
+
+    if (m == NULL || (p->stage == NULL && !p->opt.exact) || cuda->failed
+        || peer_wait(cuda, all, 0) != 0)
+    {
+        return;
+    }
+
+    s.slots = p->slots;
+    s.offset = (uint32_t *) (void *) m;
+    s.row = (uint32_t *) (void *) (m + at);
+    s.y = (float **) (void *) (m + at + each);
+    s.to = (uint16_t **) (void *) (s.y + max);
+    s.stage = p->stage;
+
+    p->max = (uint32_t) max;
+    p->offset = s.offset;
+    p->to = s.to;
+
+    pairs->offset = s.offset;
+    pairs->row = s.row;
+    pairs->y = s.y;
+
+    peer_table(all, sends, &peers);
+
+    (void) be_cuda_check(cuda, cu_exchange_pairs(&p->e, &peers, &s,
+                                                 cuda->stream), "pairs");
+}
+
+
+int
+be_cuda_peer_take(be_cuda_t *cuda, const be_pairs_t *pairs,
+    const cu_act_t *act)
+{
+    be_peer_t  *p;
+
+    p = cuda->peer;
+
+    return be_cuda_check(cuda, cu_exchange_take(&p->e, p->x, p->scale,
+                                                pairs->row,
+                                                p->offset + p->slots, p->max,
+                                                act, cuda->stream), "rows");
+}
+
+
+void
+be_cuda_peer_return(be_t *be, be_peer_t *const *all)
+{
+    be_peer_t  *p;
+    be_cuda_t  *cuda;
+
+    (void) all;
+
+    cuda = (be_cuda_t *) be;
+    p = cuda->peer;
+
+    if (cuda->failed) {
+        return;
+    }
+
+    if (!p->opt.exact
+        && be_cuda_check(cuda, cu_exchange_return(&p->e, p->stage, p->to,
+                                                  p->offset + p->slots,
+                                                  p->max, cuda->stream),
+                         "combine")
+           != 0)
+    {
+        return;
+    }
+
+    (void) be_cuda_check(cuda, cudaEventRecord(p->returned, cuda->stream),
+                         "combine");
+}
+
+
+void
+be_cuda_peer_collect(be_t *be, be_peer_t *const *all,
+    const be_peer_send_t *send)
+{
+    be_peer_t  *p;
+    be_cuda_t  *cuda;
+
+    cuda = (be_cuda_t *) be;
+    p = cuda->peer;
+
+    if (cuda->failed || peer_wait(cuda, all, 1) != 0 || p->opt.exact) {
+        return;
+    }
+
+    (void) be_cuda_check(cuda, cu_exchange_widen(&p->e, p->inbox,
+                                                 send->rows * p->opt.top_k,
+                                                 send->contrib, cuda->stream),
+                         "combine");
+}

@@ -1,0 +1,304 @@
+#include "backend/cuda/cu_launch.cuh"
+#include "backend/cuda/cu_exchange.h"
+#include "backend/cuda/cu_util.cuh"
+
+
+#define EX_THREADS  256
+#define EX_COPY     128              /* of a block that copies a row */
+
+
+/* A block for a row and a rank that it may go to. */
+
+static __global__ void
+exchange_send(cu_exchange_t e, cu_peers_t to, cu_exchange_send_t s)
+{
+    int           wanted, real, slot;
+    size_t        at;
+    uint32_t      d, i, k, n, h, expert, row;
+    uint4        *y;
+    const uint4  *x;
+
+    row = blockIdx.x;
+    d = blockIdx.y;
+
+    if (row == 0 && threadIdx.x == 0) {
+        to.rows[d][e.rank] = s.rows;
+    }
+
+    if (row >= s.rows) {
+        return;
+    }
+
+    at = (size_t) e.rank * e.max_rows + row;
+    real = (s.pos == NULL || s.pos[row] != CU_NO_ROW);
+    wanted = 0;
+
+    for (k = 0; k < e.top_k; k++) {
+        expert = (uint32_t) s.id[(size_t) row * e.top_k + k];
+        h = s.first[expert];
+        n = s.first[expert + 1] - h;
+        h += (n > 1) ? (uint32_t) ((at + expert) % n) : 0;
+
+        slot = (real && s.home[h] == d) ? (int) s.slot[h] : -1;
+        wanted |= (slot >= 0);
+
+        if (threadIdx.x == k) {
+            to.slot[d][at * e.top_k + k] = slot;
+
+            if (d == 0 && real && s.load != NULL) {
+                atomicAdd(&s.load[expert], 1u);
+            }
+        }
+    }
+
+    if (!wanted) {
+        return;
+    }
+
+    x = (const uint4 *) ((const uint8_t *) s.act.x
+                         + (size_t) row * e.row_bytes);
+    y = (uint4 *) (to.x[d] + at * e.row_bytes);
+
+    for (i = threadIdx.x; i < e.row_bytes / 16; i += EX_COPY) {
+        y[i] = x[i];
+    }
+
+    for (i = threadIdx.x; i < e.groups; i += EX_COPY) {
+        to.scale[d][at * e.groups + i] =
+            s.act.scale[(size_t) i * s.act.ld_scale + row];
+    }
+}
+
+
+int
+cu_exchange_send(const cu_exchange_t *e, const cu_peers_t *to,
+    const cu_exchange_send_t *s, void *stream)
+{
+    return CU_LAUNCH(exchange_send, dim3(s->rows > 0 ? s->rows : 1, e->ranks),
+                     dim3(EX_COPY), 0, (cudaStream_t) stream, *e, *to, *s);
+}
+
+
+/*
+ * A block for a slot, one more for the end: counts the pairs of lower slots,
+ * which is where its own begin, then goes through all pairs in order and
+ * writes those that are its own.
+ */
+
+static __global__ void
+exchange_pairs(cu_exchange_t e, cu_peers_t peers, cu_exchange_pairs_t p)
+{
+    int             slot;
+    size_t          place;
+    uint32_t        i, j, r, n, at, lower, mine, before, warp, lane, mask;
+    const int32_t  *slots;
+
+    CU_STATIC_SHARED(uint32_t, count, [EX_THREADS / 32]);
+    CU_STATIC_SHARED(uint32_t, below, [EX_THREADS / 32]);
+
+    warp = threadIdx.x / 32;
+    lane = threadIdx.x % 32;
+    lower = 0;
+
+    for (r = 0; r < e.ranks; r++) {
+        n = peers.rows[e.rank][r] * e.top_k;
+        slots = peers.slot[e.rank] + (size_t) r * e.max_rows * e.top_k;
+
+        for (i = threadIdx.x; i < n; i += EX_THREADS) {
+            slot = slots[i];
+            lower += (slot >= 0 && (uint32_t) slot < blockIdx.x);
+        }
+    }
+
+    for (i = 16; i > 0; i >>= 1) {
+        lower += __shfl_xor_sync(CU_ALL_LANES, lower, i);
+    }
+
+    if (lane == 0) {
+        below[warp] = lower;
+    }
+
+    __syncthreads();
+
+    for (i = 0, at = 0; i < EX_THREADS / 32; i++) {
+        at += below[i];
+    }
+
+    if (threadIdx.x == 0) {
+        p.offset[blockIdx.x] = at;
+    }
+
+    if (blockIdx.x == p.slots) {
+        return;
+    }
+
+    mine = 0;
+
+    for (r = 0; r < e.ranks; r++) {
+        n = peers.rows[e.rank][r] * e.top_k;
+        slots = peers.slot[e.rank] + (size_t) r * e.max_rows * e.top_k;
+
+        for (i = 0; i < n; i += EX_THREADS) {
+            j = i + threadIdx.x;
+            slot = (j < n) ? slots[j] : -1;
+            mask = __ballot_sync(CU_ALL_LANES,
+                                 slot >= 0 && (uint32_t) slot == blockIdx.x);
+
+            if (lane == 0) {
+                count[warp] = (uint32_t) __popc(mask);
+            }
+
+            __syncthreads();
+
+            for (lower = 0, before = at + mine, warp = 0;
+                 warp < EX_THREADS / 32; warp++)
+            {
+                before += (warp < threadIdx.x / 32) ? count[warp] : 0;
+                lower += count[warp];
+            }
+
+            warp = threadIdx.x / 32;
+
+            if (slot >= 0 && (uint32_t) slot == blockIdx.x) {
+                before += (uint32_t) __popc(mask & ((1u << lane) - 1));
+                place = (size_t) j * e.hidden;
+
+                p.row[before] = r * e.max_rows + j / e.top_k;
+
+                if (peers.inbox[r] == NULL) {
+                    p.y[before] = peers.contrib[r] + place;
+
+                } else {
+                    p.y[before] = p.stage + (size_t) before * e.hidden;
+                    p.to[before] = peers.inbox[r] + place;
+                }
+            }
+
+            mine += lower;
+            __syncthreads();
+        }
+    }
+}
+
+
+int
+cu_exchange_pairs(const cu_exchange_t *e, const cu_peers_t *peers,
+    const cu_exchange_pairs_t *p, void *stream)
+{
+    return CU_LAUNCH(exchange_pairs, dim3(p->slots + 1), dim3(EX_THREADS), 0,
+                     (cudaStream_t) stream, *e, *peers, *p);
+}
+
+
+static __global__ void
+exchange_take(cu_exchange_t e, const uint8_t *x, const float *scale,
+    const uint32_t *row, const uint32_t *n, cu_act_t act)
+{
+    size_t        from;
+    uint32_t      i;
+    uint4        *y;
+    const uint4  *v;
+
+    if (blockIdx.x >= *n) {
+        return;
+    }
+
+    from = row[blockIdx.x];
+    v = (const uint4 *) (x + from * e.row_bytes);
+    y = (uint4 *) ((uint8_t *) act.x + (size_t) blockIdx.x * e.row_bytes);
+
+    for (i = threadIdx.x; i < e.row_bytes / 16; i += EX_COPY) {
+        y[i] = v[i];
+    }
+
+    for (i = threadIdx.x; i < e.groups; i += EX_COPY) {
+        act.scale[(size_t) i * act.ld_scale + blockIdx.x] =
+            scale[from * e.groups + i];
+    }
+}
+
+
+int
+cu_exchange_take(const cu_exchange_t *e, const uint8_t *x, const float *scale,
+    const uint32_t *row, const uint32_t *n, uint32_t max,
+    const cu_act_t *act, void *stream)
+{
+    if (max == 0) {
+        return 0;
+    }
+
+    return CU_LAUNCH(exchange_take, dim3(max), dim3(EX_COPY), 0,
+                     (cudaStream_t) stream, *e, x, scale, row, n, *act);
+}
+
+
+static __global__ void
+exchange_return(cu_exchange_t e, const float *stage, uint16_t *const *to,
+    const uint32_t *n)
+{
+    uint32_t      i;
+    uint16_t     *y;
+    const float  *x;
+
+    if (blockIdx.x >= *n) {
+        return;
+    }
+
+    x = stage + (size_t) blockIdx.x * e.hidden;
+    y = to[blockIdx.x];
+
+    if (e.hidden % 4 != 0) {
+        for (i = threadIdx.x; i < e.hidden; i += EX_COPY) {
+            y[i] = cu_to_bf16(x[i]);
+        }
+
+        return;
+    }
+
+    for (i = threadIdx.x * 4; i < e.hidden; i += EX_COPY * 4) {
+        *(ushort4 *) (y + i) = make_ushort4(cu_to_bf16(x[i]),
+                                            cu_to_bf16(x[i + 1]),
+                                            cu_to_bf16(x[i + 2]),
+                                            cu_to_bf16(x[i + 3]));
+    }
+}
+
+
+int
+cu_exchange_return(const cu_exchange_t *e, const float *stage,
+    uint16_t *const *to, const uint32_t *n, uint32_t max, void *stream)
+{
+    if (max == 0) {
+        return 0;
+    }
+
+    return CU_LAUNCH(exchange_return, dim3(max), dim3(EX_COPY), 0,
+                     (cudaStream_t) stream, *e, stage, to, n);
+}
+
+
+static __global__ void
+exchange_widen(cu_exchange_t e, const uint16_t *inbox, float *contrib)
+{
+    size_t    at;
+    uint32_t  i;
+
+    at = (size_t) blockIdx.x * e.hidden;
+
+    for (i = threadIdx.x; i < e.hidden; i += EX_COPY) {
+        contrib[at + i] = cu_from_bf16(inbox[at + i]);
+    }
+}
+
+
+int
+cu_exchange_widen(const cu_exchange_t *e, const uint16_t *inbox,
+    uint32_t pairs, float *contrib, void *stream)
+{
+    if (pairs == 0) {
+        return 0;
+    }
+
+    return CU_LAUNCH(exchange_widen, dim3(pairs), dim3(EX_COPY), 0,
+                     (cudaStream_t) stream, *e, inbox, contrib);
+}
