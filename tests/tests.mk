@@ -201,6 +201,7 @@ bench: all tests
 	    --prompt-tokens 8192
 	$(PY) tests/bench/busy.py $(BUILD)/llm-engine $(BUILD)/checkpoints/bench
 	BUILD=$(abspath $(BUILD)) tests/bench/front.pl
+	BUILD=$(abspath $(BUILD)) tests/bench/policy.pl
 	$(if $(PEER),@$(MAKE) --no-print-directory bench-peers)
 
 # PEER: built trees of llama.cpp and ik_llama.cpp, one or more.  The same

@@ -1,7 +1,7 @@
 /*
  * A load generator for server-sent events over HTTP/1.1.
  *
- *   sse_load -p PORT -c STREAMS -n REQUESTS [-u URI] [-b BODY]
+ *   sse_load -p PORT -c STREAMS -n REQUESTS [-u URI] [-b BODY] [-H HEADER]
  *
  * Keeps STREAMS requests under way on as many kept-alive connections until
  * REQUESTS have ended, and prints one JSON object: events (data lines) and
@@ -124,23 +124,25 @@ main(int argc, char **argv)
     double              begin;
     load_t              l;
     stream_t           *stream;
-    const char         *uri, *body;
+    const char         *uri, *body, *header;
     struct epoll_event  ev[64];
 
     memset(&l, 0, sizeof(l));
     l.streams = 1;
     l.requests = 1;
     uri = "/v1/chat/completions";
+    header = NULL;
     body = "{\"stream\":true,\"messages\":[{\"role\":\"user\","
            "\"content\":\"script: tokens=10\"}]}";
 
-    while ((c = getopt(argc, argv, "p:c:n:u:b:")) != -1) {
+    while ((c = getopt(argc, argv, "p:c:n:u:b:H:")) != -1) {
         switch (c) {
         case 'p': l.port = atoi(optarg); break;
         case 'c': l.streams = atoi(optarg); break;
         case 'n': l.requests = atol(optarg); break;
         case 'u': uri = optarg; break;
         case 'b': body = optarg; break;
+        case 'H': header = optarg; break;
         default: return 2;
         }
     }
@@ -150,7 +152,8 @@ main(int argc, char **argv)
         return 2;
     }
 
-    l.request_len = strlen(uri) + strlen(body) + 256;
+    l.request_len = strlen(uri) + strlen(body) + 256
+                    + (header != NULL ? strlen(header) : 0);
     l.request = malloc(l.request_len);
     stream = calloc(l.streams, sizeof(stream_t));
     l.epoll = epoll_create1(0);
@@ -162,8 +165,9 @@ main(int argc, char **argv)
     l.request_len = snprintf(l.request, l.request_len,
                              "POST %s HTTP/1.1\r\nHost: localhost\r\n"
                              "Content-Type: application/json\r\n"
-                             "Content-Length: %zu\r\n\r\n%s",
-                             uri, strlen(body), body);
+                             "Content-Length: %zu\r\n%s%s\r\n%s",
+                             uri, strlen(body), header != NULL ? header : "",
+                             header != NULL ? "\r\n" : "", body);
 
     begin = now_us();
 
