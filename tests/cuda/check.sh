@@ -70,7 +70,7 @@ run "answer of the shipped model" 60 sh -c '
     echo "cuda: $a"; echo "cpu:  $b"; [ "$a" = "$b" ]'
 
 run "log-probabilities against float64" 240 \
-    python3 reference/compare.py bin/llm-engine --compute bf16 \
+    python3 reference/compare.py bin/llm-engine --compute bf16 --fp8-inputs \
     -- --backend cuda
 
 exit $failed

@@ -25,6 +25,9 @@ What passes:
     bf16    mean |d| <= 1.5 times the mean |d| of the reference with the
             inputs of its matrix products rounded to BF16
 
+With --fp8-inputs the inputs of products with FP8 weights count as rounded to
+FP8, with a scale for 128 elements, as the cuda backend has them.
+
 With --weights the checkpoint is converted to each type (`ENGINE convert`) and
 the reference reads the result. Against the reference with these weights the
 engine must pass as above in f32; against the reference with the checkpoint's
@@ -178,7 +181,8 @@ class Truth:
     With `mtp` the figures are those of the multi-token prediction layer.
     """
 
-    def __init__(self, path, wanted, seed, rounded, mtp=False, prompts=None):
+    def __init__(self, path, wanted, seed, rounded, mtp=False, prompts=None,
+                 fp8=False):
         self.mtp = mtp
         model = reference.Model(path)
         rng = np.random.default_rng([seed, 0x696473])
@@ -190,7 +194,7 @@ class Truth:
             self.make(model, rng, wanted)
         self.bf16 = 0.0
         if rounded:
-            model = reference.Model(path, bf16_inputs=True)
+            model = reference.Model(path, bf16_inputs=True, fp8_inputs=fp8)
             rough = [self.values(reference.score(model, ids, mtp=mtp))
                      for ids in self.prompts]
             self.bf16 = np.abs(differences(rough, self.logprobs)).mean()
@@ -325,7 +329,7 @@ def compare_weights(name, path, args, engine, truth):
 
 def compare(name, path, args, engine):
     truth = Truth(path, 6 if args.long else 3, args.seed,
-                  'bf16' in args.compute)
+                  'bf16' in args.compute, fp8=args.fp8_inputs)
     passed = True
     for compute in args.compute:
         passed &= judge(name, compute, engine, path, truth)
@@ -342,7 +346,7 @@ def compare_mtp(name, path, args, engine):
         if not json.load(f).get('num_nextn_predict_layers'):
             return True
     truth = Truth(path, 3 if args.long else 1, args.seed,
-                  'bf16' in args.compute, mtp=True)
+                  'bf16' in args.compute, mtp=True, fp8=args.fp8_inputs)
     return all([judge(name + ' mtp', compute, engine, path, truth)
                 for compute in args.compute])
 
@@ -369,6 +373,8 @@ def arguments():
     parser.add_argument('--weights', default='',
                         type=lambda text: text.split(',') if text else [],
                         help='types to convert to: fp8,int8,int4,bf16')
+    parser.add_argument('--fp8-inputs', action='store_true',
+                        help='FP8 weights may be multiplied with FP8 inputs')
     parser.add_argument('--seed', type=int, default=1, help='of the prompts')
     parser.add_argument('--long', action='store_true')
     parser.add_argument('--keep', metavar='DIR',

@@ -82,6 +82,18 @@ def fp8_quantise(weight):
     return codes, scale
 
 
+def round_fp8(x):
+    """Rounds to e4m3 times a scale for each 128 elements of a row."""
+    groups = -(-x.shape[-1] // BLOCK)
+    padded = np.zeros((*x.shape[:-1], groups * BLOCK))
+    padded[..., :x.shape[-1]] = x
+    padded = padded.reshape(*x.shape[:-1], groups, BLOCK)
+    peak = np.abs(padded).max(axis=-1, keepdims=True)
+    scale = np.maximum(peak, 1e-4) / E4M3_MAX
+    padded = E4M3[e4m3_encode(padded / scale)] * scale
+    return padded.reshape(*x.shape[:-1], groups * BLOCK)[..., :x.shape[-1]]
+
+
 def fp8_dequantise(codes, scale):
     """e4m3 codes [out, in] and their block scales -> float64 weights."""
     return E4M3[codes] * spread_blocks(scale.astype(np.float64), codes.shape)

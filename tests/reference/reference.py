@@ -32,7 +32,9 @@ two right implementations differ by far more than rounding.
 --bf16-inputs rounds both inputs of every matrix product to BF16 (weights
 and activations, the gate, attention's score and value products); products,
 sums and everything else stay in float64. FP8 weights are used through their
-dequantised values, in this mode rounded to BF16 after that.
+dequantised values, in this mode rounded to BF16 after that. Model() takes
+fp8_inputs, too: where a weight is FP8 the other input is rounded to FP8, with
+a scale for 128 elements, and the weight is not rounded to BF16.
 """
 
 import argparse
@@ -181,11 +183,11 @@ def gate(config, logits, bias):
 # The model.
 
 class Model:
-    def __init__(self, path, bf16_inputs=False, dump=None):
+    def __init__(self, path, bf16_inputs=False, dump=None, fp8_inputs=False):
         with open(os.path.join(path, 'config.json'), encoding='utf-8') as f:
             self.config = json.load(f)
         self.weights = weights.Weights(path)
-        self.bf16, self.dump = bf16_inputs, dump
+        self.bf16, self.dump, self.fp8 = bf16_inputs, dump, fp8_inputs
         self.eps = self.config['rms_norm_eps']
         self.frequency = rope_frequencies(
             self.config['qk_rope_head_dim'], self.config['rope_theta'],
@@ -201,8 +203,10 @@ class Model:
         return numerics.round_bf16(x) if self.bf16 else x
 
     def linear(self, x, name):
-        weight = self.weights.get(name + '.weight', self.bf16)
-        return self.inputs(x) @ weight.T
+        name += '.weight'
+        if self.fp8 and self.weights.is_fp8(name):
+            return numerics.round_fp8(x) @ self.weights.get(name).T
+        return self.inputs(x) @ self.weights.get(name, self.bf16).T
 
     def norm(self, x, name):
         return rms_norm(x, self.weights.get(name + '.weight'), self.eps)

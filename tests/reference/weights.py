@@ -56,6 +56,9 @@ class Weights:
             values = values.astype(np.float64)
         return values.reshape(shape)
 
+    def is_fp8(self, name):
+        return not self.packed and self.entries[name][0] == 'F8_E4M3'
+
     def load(self, name):
         """The tensor in float64, quantised ones with their scales."""
         if self.packed:
