@@ -10,6 +10,20 @@
 
 /* NULL where the program is linked without it. */
 #pragma weak be_cuda_open
+#pragma weak be_cuda_memory
+
+
+int
+be_memory(const char *name, uint32_t ranks, uint64_t *bytes, char *err)
+{
+    *bytes = 0;
+
+    if (strcmp(name, "cuda") == 0 && be_cuda_memory != NULL) {
+        return be_cuda_memory(ranks, bytes, err);
+    }
+
+    return 0;
+}
 
 
 be_t *

@@ -327,6 +327,12 @@ struct be_s {
     void (*weight_free)(be_t *be, be_weight_t *w);
 
     /*
+     * NULL but on a device: bytes of weights that went there, and the seconds
+     * from the first to the last of them.
+     */
+    void (*loaded)(be_t *be, uint64_t *bytes, double *seconds);
+
+    /*
      * A matrix as it is in memory, for saving: type, shape, parts and bytes
      * (be_tensor_size()).  weight() takes it back, without work, where they
      * are aligned to 64 and stay.
@@ -462,6 +468,12 @@ struct be_s {
 
 
 /*
+ * Free memory that each of so many ranks of that backend can have, if it is a
+ * device with its own; else 0 bytes.  0, or -1 with the reason in `err`.
+ */
+int be_memory(const char *name, uint32_t ranks, uint64_t *bytes, char *err);
+
+/*
  * Opens a backend for one rank.  `name` "cpu" (or "cuda", where built in).
  * NULL with the reason in `err` (ERR_LEN).
  */
@@ -481,6 +493,9 @@ be_t *be_cpu_open(const be_options_t *opt, char *err);
  * capability 9.0.  Where it is not built in there is no such function.
  */
 be_t *be_cuda_open(const be_options_t *opt, char *err);
+
+/* Free memory that each of so many ranks can have.  0, or -1 as above. */
+int be_cuda_memory(uint32_t ranks, uint64_t *bytes, char *err);
 
 /* NULL-terminated list of the kernel paths this processor can run. */
 const char *const *be_cpu_paths(void);

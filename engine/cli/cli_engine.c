@@ -14,12 +14,16 @@
 
 #include <xxhash.h>
 
+#include "model/model_plan.h"
+
 
 #define CLI_COPY_MAX  (UINT64_C(2) << 30)
 
 
 static uint32_t cli_kv_blocks(cli_stack_t *st, const cli_engine_t *cli,
     char *err);
+static int cli_kv_device(cli_stack_t *st, const cli_engine_t *cli,
+    uint64_t *blocks, char *err);
 static uint64_t cli_free_memory(void);
 static int cli_load(cli_stack_t *st, const cli_engine_t *cli, char *err);
 static void cli_stack_begin(void *ctx);
@@ -214,8 +218,17 @@ cli_kv_blocks(cli_stack_t *st, const cli_engine_t *cli, char *err)
 
     want = (uint64_t) cli->max_batch * ((st->max_context + 63) / 64);
 
+    have = want;
+
+    if (cli_kv_device(st, cli, &have, err) != 0) {
+        return 0;
+    }
+
     if (cli->kv_memory != 0) {
         want = cli->kv_memory / st->block_size;
+
+    } else if (strcmp(cli->backend, "cpu") != 0) {
+        want = have < want ? have : want;
 
     } else {
         memory = cli_free_memory();
@@ -232,6 +245,52 @@ cli_kv_blocks(cli_stack_t *st, const cli_engine_t *cli, char *err)
     }
 
     return want > INT32_MAX / 64 ? INT32_MAX / 64 : (uint32_t) want;
+}
+
+
+/*
+ * On a device: how many blocks there is room for beside all else.  0, or -1
+ * with the numbers in `err` if it cannot hold the model.
+ */
+
+static int
+cli_kv_device(cli_stack_t *st, const cli_engine_t *cli, uint64_t *blocks,
+    char *err)
+{
+    uint64_t              memory;
+    model_plan_t          plan;
+    model_plan_options_t  opt;
+
+    if (be_memory(cli->backend, cli->ranks, &memory, err) != 0) {
+        return -1;
+    }
+
+    if (memory == 0) {
+        return 0;
+    }
+
+    memset(&opt, 0, sizeof(opt));
+    opt.ranks = cli->ranks * (cli->n_nodes > 1 ? cli->n_nodes : 1);
+    opt.nodes = cli->n_nodes > 1 ? cli->n_nodes : 1;
+    opt.memory = memory;
+    opt.weights = st->opt.weights;
+    opt.redundant = cli->redundant;
+    opt.max_rows = st->opt.max_rows;
+    opt.max_logits = st->opt.max_logits;
+    opt.max_batch = cli->max_batch;
+    opt.max_context = st->max_context;
+    opt.kv_memory = cli->kv_memory;
+    opt.mtp = st->opt.mtp;
+
+    if (model_plan(model_config(st->model), &opt, &plan, err) != 0
+        || !plan.fits)
+    {
+        return -1;
+    }
+
+    *blocks = plan.kv_blocks;
+
+    return 0;
 }
 
 

@@ -46,6 +46,7 @@ static int cli_ranks_round(cli_ranks_t *r, const cli_step_t *step, int draft,
     char *err);
 static int cli_ranks_exchange(cli_ranks_t *r, char *err);
 static int cli_ranks_balance(cli_ranks_t *r, char *err);
+static void cli_ranks_loaded(cli_ranks_t *r);
 static void cli_ranks_log(void *ctx, int bad, const char *text);
 static int cli_ranks_wait(cli_ranks_t *r, char *err);
 static void cli_ranks_done(cli_ranks_t *r);
@@ -121,6 +122,8 @@ cli_ranks_open(model_t *model, const cli_ranks_options_t *opt, char *err)
         goto failed;
     }
 
+    cli_ranks_loaded(r);
+
     return r;
 
 failed:
@@ -175,6 +178,32 @@ cli_ranks_exchange(cli_ranks_t *r, char *err)
     free(ex);
 
     return rc;
+}
+
+
+static void
+cli_ranks_loaded(cli_ranks_t *r)
+{
+    be_t      *be;
+    double     seconds;
+    uint32_t   i;
+    uint64_t   bytes;
+
+    for (i = 0; i < r->opt.ranks; i++) {
+        be = r->rank[i].be;
+
+        if (be->loaded == NULL) {
+            continue;
+        }
+
+        be->loaded(be, &bytes, &seconds);
+
+        if (bytes > 0 && seconds > 0) {
+            serve_log(SERVE_INFO, "rank %u: %.2f GB of weights on the device "
+                      "in %.1f s, %.2f GB/s", r->rank[i].index, (double) bytes / 1e9,
+                      seconds, (double) bytes / 1e9 / seconds);
+        }
+    }
 }
 
 

@@ -38,6 +38,7 @@ static const be_t  cuda_table = {
     .weight_t = be_cuda_weight_t,
     .table = be_cuda_table,
     .weight_free = be_cuda_weight_free,
+    .loaded = be_cuda_loaded,
     .weight_tensor = be_cuda_weight_tensor,
     .kv_open = be_cuda_kv_open,
     .kv_free = be_cuda_kv_free,
@@ -119,6 +120,45 @@ be_cuda_open(const be_options_t *opt, char *err)
     }
 
     return &cuda->be;
+}
+
+
+int
+be_cuda_memory(uint32_t ranks, uint64_t *bytes, char *err)
+{
+    int     i, rc, devices, used;
+    size_t  room, total;
+
+    devices = 0;
+    rc = cudaGetDeviceCount(&devices);
+
+    if (rc == 0 && devices == 0) {
+        rc = cudaErrorNoDevice;
+    }
+
+    used = ((uint32_t) devices < ranks) ? devices : (int) ranks;
+    *bytes = UINT64_MAX;
+
+    for (i = 0; rc == 0 && i < used; i++) {
+        rc = cudaSetDevice(i);
+
+        if (rc == 0) {
+            rc = cudaMemGetInfo(&room, &total);
+        }
+
+        if (rc == 0) {
+            room /= (ranks + (uint32_t) devices - 1) / (uint32_t) devices;
+            *bytes = room < *bytes ? room : *bytes;
+        }
+    }
+
+    if (rc != 0) {
+        snprintf(err, ERR_LEN, "CUDA: no device's memory is known: %s",
+                 cudaGetErrorString((cudaError_t) rc));
+        return -1;
+    }
+
+    return 0;
 }
 
 

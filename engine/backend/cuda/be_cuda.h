@@ -161,6 +161,9 @@ typedef struct {
     uint8_t             *stage[CUDA_STAGES];
     cudaEvent_t          staged[CUDA_STAGES];
     uint32_t             next_stage;
+    uint64_t             load_bytes;
+    double               load_begin; /* seconds, of the first weight, */
+    double               load_end;   /* and of the last */
 
     cuda_mlps_t         *mlps;
     be_peer_t           *peer;       /* NULL: it exchanges with nobody */
@@ -211,6 +214,7 @@ be_weight_t *be_cuda_table(be_t *be, const be_tensor_t *t, size_t *copies,
     char *err);
 void be_cuda_weight_free(be_t *be, be_weight_t *w);
 void be_cuda_weight_tensor(const be_weight_t *w, be_tensor_t *t);
+void be_cuda_loaded(be_t *be, uint64_t *bytes, double *seconds);
 void be_cuda_weight_close(be_cuda_t *cuda);
 
 /* be_cuda_kv.c */

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "backend/be_quant.h"
 #include "backend/cuda/be_cuda.h"
@@ -42,6 +43,7 @@ static void weight_flush(weight_stage_t *s);
 static void weight_bytes(weight_stage_t *s, const void *p, size_t size);
 static void weight_row(const be_tensor_t *t, uint32_t row, uint16_t *to);
 static inline uint16_t weight_bf16(float x);
+static double weight_now(void);
 
 
 be_weight_t *
@@ -277,6 +279,29 @@ be_cuda_weight_tensor(const be_weight_t *w, be_tensor_t *t)
 
 
 void
+be_cuda_loaded(be_t *be, uint64_t *bytes, double *seconds)
+{
+    be_cuda_t  *cuda;
+
+    cuda = (be_cuda_t *) be;
+
+    *bytes = cuda->load_bytes;
+    *seconds = cuda->load_end - cuda->load_begin;
+}
+
+
+static double
+weight_now(void)
+{
+    struct timespec  ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+
+    return (double) ts.tv_sec + (double) ts.tv_nsec * 1e-9;
+}
+
+
+void
 be_cuda_weight_close(be_cuda_t *cuda)
 {
     uint32_t  i;
@@ -356,6 +381,10 @@ weight_new(be_cuda_t *cuda, cu_mm_type_t type, uint32_t rows, uint32_t cols,
         return NULL;
     }
 
+    if (cuda->load_bytes == 0) {
+        cuda->load_begin = weight_now();
+    }
+
     w->size = (size_t) rows * ld * (type == CU_MM_FP8 ? 1 : 2);
     rc = cudaMalloc(&w->data, w->size);
 
@@ -398,6 +427,8 @@ weight_done(be_cuda_t *cuda, be_weight_t *w, weight_stage_t *s, char *err)
     }
 
     if (s->rc == 0) {
+        cuda->load_bytes += w->size;
+        cuda->load_end = weight_now();
         return w;
     }
 

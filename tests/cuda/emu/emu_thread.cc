@@ -52,7 +52,7 @@ static void stuck(std::vector<emu_block_t *> *blocks);
 static uint8_t *window_get(void);
 
 
-thread_local emu_thread_t        *emu_self;
+__thread emu_thread_t            *emu_self;
 
 static thread_local emu_home_t    emu_home;
 static thread_local emu_launch_t *emu_current;

@@ -124,7 +124,7 @@ struct emu_launch_s {
 };
 
 
-extern thread_local emu_thread_t  *emu_self;
+extern __thread emu_thread_t  *emu_self;
 
 
 static inline int
