@@ -100,7 +100,7 @@ map_make(CUtensorMap *map, cu_element_t type, const void *base,
         return rc;
     }
 
-    swizzle = (box[0] * map_size[type] == MAP_SWIZZLE)
+    swizzle = (type != CU_F32 && box[0] * map_size[type] == MAP_SWIZZLE)
               ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE;
 
     rc = (int) encode(map, map_type[type], rank, (void *) base, dims, strides,

@@ -27,9 +27,8 @@ typedef enum {
 /*
  * A row-major matrix of `rows` rows of `cols` elements, `ld` elements apart,
  * copied by boxes of box_rows x box_cols.  Base and rows are aligned to 16
- * bytes; a box has at most 256 rows.  Where a box's row is 128 bytes it has
- * the 128-byte swizzle in shared memory, else (shorter, or longer) it has
- * none.  A cudaError_t; the driver's refusal is cudaErrorInvalidValue.
+ * bytes; a box has at most 256 rows.  Where a box's row is 128 bytes, and not
+ * float32, it has the 128-byte swizzle in shared memory, else none.  A cudaError_t; the driver's refusal is cudaErrorInvalidValue.
  */
 int cu_map_2d_ld(CUtensorMap *map, cu_element_t type, const void *base,
     uint64_t cols, uint64_t rows, uint64_t ld, uint32_t box_cols,

@@ -556,6 +556,19 @@ cu_e4m3x4(float *f, uint32_t v)
 }
 
 
+/* Two BF16 products, rounded to nearest even. */
+
+CU_FN uint32_t
+cu_mul_bf16(uint32_t a, uint32_t b)
+{
+    uint32_t  r;
+
+    asm ("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+
+    return r;
+}
+
+
 /* Bit by bit, what table bits of (a, b, c) say. */
 
 template <int TABLE>

@@ -375,6 +375,19 @@ cu_e4m3x4(float *f, uint32_t v)
 }
 
 
+CU_FN uint32_t
+cu_mul_bf16(uint32_t a, uint32_t b)
+{
+    float  lo, hi;
+
+    lo = emu_from_bf16((uint16_t) a) * emu_from_bf16((uint16_t) b);
+    hi = emu_from_bf16((uint16_t) (a >> 16))
+         * emu_from_bf16((uint16_t) (b >> 16));
+
+    return cu_pack_bf16(lo, hi);
+}
+
+
 template <int TABLE>
 CU_FN uint32_t
 cu_logic(uint32_t a, uint32_t b, uint32_t c)

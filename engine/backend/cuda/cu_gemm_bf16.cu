@@ -1,0 +1,9 @@
+#include "cu_launch.cuh"
+#include "cu_gemm.cuh"
+
+
+int
+cu_gemm_bf16(const cu_gemm_t *p, const gemm_launch_t *l)
+{
+    return gemm_choose<CU_MM_BF16>(p, l);
+}

@@ -1,0 +1,661 @@
+/*
+ * Grouped products beside float64: every type and tile, odd sizes, groups
+ * without rows, rows that are not there; and that a row's bits depend on
+ * nothing but the row.
+ */
+
+#include "backend/be_quant.h"
+#include "backend/cuda/cu_gemm.h"
+#include "test_cuda_util.h"
+
+
+#define SPARE  7                     /* rows behind the last one */
+
+typedef struct {
+    cu_mm_type_t  type;
+    uint32_t      groups;
+    uint32_t      n;
+    uint32_t      k;
+    uint32_t      ld;                /* of x */
+    uint32_t      rows;
+    uint32_t     *offset;
+
+    /* what the device computes with, as float64 */
+    double       *x;                 /* [rows][k] */
+    double       *w;                 /* [groups][n][k] */
+
+    uint8_t      *raw_x;
+    float        *scale_x;
+    size_t        size_x;
+
+    void         *dev_x, *dev_scale_x, *dev_offset, *dev_m, *dev_maps;
+    void        **dev_w, **dev_scale;
+    cu_gemm_t     p;
+} work_t;
+
+
+static uint16_t
+to_bf16(float f)
+{
+    uint32_t  u;
+
+    memcpy(&u, &f, 4);
+    return (uint16_t) ((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+
+static float
+from_bf16(uint16_t h)
+{
+    float     f;
+    uint32_t  u;
+
+    u = (uint32_t) h << 16;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+
+static void *
+get(size_t size)
+{
+    void  *p;
+
+    p = calloc(1, size);
+    assert_non_null(p);
+    return p;
+}
+
+
+static void
+make_rows(work_t *t)
+{
+    float     s, v[128], top;
+    size_t    at;
+    uint8_t   q;
+    uint32_t  r, c, i, blocks, ld_scale;
+    uint16_t  h;
+
+    ld_scale = (t->rows + SPARE + 3) / 4 * 4;
+    blocks = (t->k + 127) / 128;
+    t->x = get((size_t) t->rows * t->k * sizeof(double));
+
+    if (t->type != CU_MM_FP8) {
+        t->ld = (t->k + 63) / 64 * 64;
+        t->size_x = (size_t) (t->rows + SPARE) * t->ld * 2;
+        t->raw_x = get(t->size_x);
+        memset(t->raw_x, 0xff, t->size_x);
+
+        for (r = 0; r < t->rows; r++) {
+            for (c = 0; c < t->ld; c++) {
+                h = (c < t->k) ? to_bf16(cu_normal()) : 0;
+                memcpy(t->raw_x + ((size_t) r * t->ld + c) * 2, &h, 2);
+
+                if (c < t->k) {
+                    t->x[(size_t) r * t->k + c] = from_bf16(h);
+                }
+            }
+        }
+
+    } else {
+        t->ld = blocks * 128;
+        t->size_x = (size_t) (t->rows + SPARE) * t->ld;
+        t->raw_x = get(t->size_x);
+        memset(t->raw_x, 0xff, t->size_x);
+        t->scale_x = get((size_t) blocks * ld_scale * sizeof(float));
+        memset(t->scale_x, 0xff, (size_t) blocks * ld_scale * sizeof(float));
+
+        for (r = 0; r < t->rows; r++) {
+            for (c = 0; c < t->ld; c += 128) {
+                top = 0;
+
+                for (i = 0; i < 128; i++) {
+                    v[i] = (c + i < t->k) ? cu_normal() : 0;
+                    top = (fabsf(v[i]) > top) ? fabsf(v[i]) : top;
+                }
+
+                s = top / 448.0f;
+                t->scale_x[(size_t) (c / 128) * ld_scale + r] = s;
+
+                for (i = 0; i < 128; i++) {
+                    q = be_to_e4m3(v[i] / s);
+                    at = (size_t) r * t->ld + c + i;
+                    t->raw_x[at] = q;
+
+                    if (c + i < t->k) {
+                        t->x[(size_t) r * t->k + c + i] =
+                            (double) be_from_e4m3(q) * s;
+                    }
+                }
+            }
+        }
+
+        t->dev_scale_x = cu_put(t->scale_x,
+                                (size_t) blocks * ld_scale * sizeof(float));
+    }
+
+    t->dev_x = cu_put(t->raw_x, t->size_x);
+
+    t->p.g.x.x = t->dev_x;
+    t->p.g.x.scale = t->dev_scale_x;
+    t->p.g.x.ld = t->ld;
+    t->p.g.x.ld_scale = ld_scale;
+}
+
+
+/* One matrix; `m` as the device is told about it. */
+
+static void
+make_matrix(work_t *t, uint32_t g, cu_matrix_t *m)
+{
+    float      x[BE_PANEL * BE_CHUNK], y[BE_PANEL * BE_CHUNK], s;
+    double    *w;
+    size_t     size;
+    uint8_t   *raw, q;
+    uint32_t   i, j, r, c, panels, chunks, ld;
+    uint16_t   h;
+    float     *scale;
+
+    w = t->w + (size_t) g * t->n * t->k;
+    chunks = (t->k + 127) / 128;
+    memset(m, 0, sizeof(cu_matrix_t));
+    m->n = t->n;
+    m->k = t->k;
+    m->type = t->type;
+
+    if (t->type == CU_MM_INT4) {
+        panels = (t->n + 15) / 16;
+        size = (size_t) panels * be_quant_panel(BE_INT4, t->k);
+        raw = get(size);
+
+        for (i = 0; i < panels; i++) {
+            for (j = 0; j < chunks; j++) {
+                for (r = 0; r < BE_PANEL; r++) {
+                    for (c = 0; c < BE_CHUNK; c++) {
+                        x[r * BE_CHUNK + c] =
+                            (i * 16 + r < t->n && j * 128 + c < t->k)
+                            ? cu_normal() : 0;
+                    }
+                }
+
+                be_quant_encode(BE_INT4, x, raw + (size_t) i
+                                * be_quant_panel(BE_INT4, t->k)
+                                + j * be_quant_chunk(BE_INT4));
+                be_quant_decode(BE_INT4, raw + (size_t) i
+                                * be_quant_panel(BE_INT4, t->k)
+                                + j * be_quant_chunk(BE_INT4), y);
+
+                for (r = 0; r < BE_PANEL && i * 16 + r < t->n; r++) {
+                    for (c = 0; c < BE_CHUNK && j * 128 + c < t->k; c++) {
+                        w[(size_t) (i * 16 + r) * t->k + j * 128 + c] =
+                            from_bf16(to_bf16(y[c * BE_PANEL + r]));
+                    }
+                }
+            }
+        }
+
+    } else if (t->type == CU_MM_FP8) {
+        ld = (t->k + 15) / 16 * 16;
+        size = (size_t) t->n * ld;
+        raw = get(size);
+        scale = get((size_t) ((t->n + 127) / 128) * chunks * sizeof(float));
+
+        for (i = 0; i < (t->n + 127) / 128 * chunks; i++) {
+            scale[i] = 0.001f * (float) (1 + cu_random(1000));
+        }
+
+        for (r = 0; r < t->n; r++) {
+            for (c = 0; c < t->k; c++) {
+                q = be_to_e4m3(cu_normal() * 60);
+                s = scale[r / 128 * chunks + c / 128];
+                raw[(size_t) r * ld + c] = q;
+                w[(size_t) r * t->k + c] = (double) be_from_e4m3(q) * s;
+            }
+        }
+
+        t->dev_scale[g] = cu_put(scale, (size_t) ((t->n + 127) / 128)
+                                        * chunks * sizeof(float));
+        free(scale);
+        m->scale = t->dev_scale[g];
+        m->ld = ld;
+        m->ld_scale = chunks;
+
+    } else {
+        ld = (t->k + 7) / 8 * 8;
+        size = (size_t) t->n * ld * 2;
+        raw = get(size);
+
+        for (r = 0; r < t->n; r++) {
+            for (c = 0; c < t->k; c++) {
+                h = to_bf16(cu_normal());
+                memcpy(raw + ((size_t) r * ld + c) * 2, &h, 2);
+                w[(size_t) r * t->k + c] = from_bf16(h);
+            }
+        }
+
+        m->ld = ld;
+    }
+
+    t->dev_w[g] = cu_put(raw, size);
+    m->w = t->dev_w[g];
+    free(raw);
+}
+
+
+static void
+make(work_t *t, cu_mm_type_t type, uint32_t groups, const uint32_t *count,
+    uint32_t n, uint32_t k)
+{
+    uint32_t      g;
+    CUtensorMap  *maps;
+    cu_matrix_t  *m;
+
+    memset(t, 0, sizeof(work_t));
+    t->type = type;
+    t->groups = groups;
+    t->n = n;
+    t->k = k;
+    t->offset = get((groups + 1) * sizeof(uint32_t));
+
+    for (g = 0; g < groups; g++) {
+        t->offset[g + 1] = t->offset[g] + count[g];
+    }
+
+    t->rows = t->offset[groups];
+    t->w = get((size_t) groups * n * k * sizeof(double));
+    t->dev_w = get(groups * sizeof(void *));
+    t->dev_scale = get(groups * sizeof(void *));
+    m = get(groups * sizeof(cu_matrix_t));
+    assert_int_equal(posix_memalign((void **) &maps, 64,
+                                    groups * sizeof(CUtensorMap)), 0);
+
+    make_rows(t);
+
+    for (g = 0; g < groups; g++) {
+        make_matrix(t, g, &m[g]);
+
+        if (type != CU_MM_INT4) {
+            CU_OK(cu_gemm_map(&m[g], &maps[g]));
+        }
+    }
+
+    t->dev_m = cu_put(m, groups * sizeof(cu_matrix_t));
+    t->dev_offset = cu_put(t->offset, (groups + 1) * sizeof(uint32_t));
+
+    if (type != CU_MM_INT4) {
+        t->dev_maps = cu_put(maps, groups * sizeof(CUtensorMap));
+    }
+
+    t->p.g.m = t->dev_m;
+    t->p.g.offset = t->dev_offset;
+    t->p.g.groups = groups;
+    t->p.g.rows = t->rows + SPARE;   /* at most so many */
+    t->p.g.n = n;
+    t->p.g.k = k;
+    t->p.maps = t->dev_maps;
+    t->p.type = type;
+
+    free(m);
+    free(maps);
+}
+
+
+static void
+drop(work_t *t)
+{
+    uint32_t  g;
+
+    for (g = 0; g < t->groups; g++) {
+        CU_OK(cudaFree(t->dev_w[g]));
+        CU_OK(cudaFree(t->dev_scale[g]));
+    }
+
+    CU_OK(cudaFree(t->dev_x));
+    CU_OK(cudaFree(t->dev_scale_x));
+    CU_OK(cudaFree(t->dev_m));
+    CU_OK(cudaFree(t->dev_maps));
+    CU_OK(cudaFree(t->dev_offset));
+    free(t->dev_w);
+    free(t->dev_scale);
+    free(t->offset);
+    free(t->x);
+    free(t->w);
+    free(t->raw_x);
+    free(t->scale_x);
+}
+
+
+/* The product of a row and an output, and how large its terms are. */
+
+static double
+want(const work_t *t, uint32_t g, uint32_t row, uint32_t col, double *size)
+{
+    double         sum;
+    uint32_t       i;
+    const double  *x, *w;
+
+    x = t->x + (size_t) row * t->k;
+    w = t->w + ((size_t) g * t->n + col) * t->k;
+    sum = 0;
+    *size = 0;
+
+    for (i = 0; i < t->k; i++) {
+        sum += x[i] * w[i];
+        *size += fabs(x[i] * w[i]);
+    }
+
+    return sum;
+}
+
+
+/* y through pointers, in a mixed order, or as rows. */
+
+static void
+run(work_t *t, uint32_t tile, int pointers, float *out)
+{
+    void      *y, *py;
+    float    **at;
+    size_t     size;
+    uint32_t   r, all;
+
+    all = t->rows + SPARE;
+    size = (size_t) all * t->n * sizeof(float);
+    y = cu_put(NULL, size);
+    CU_OK(cudaMemset(y, 0xff, size));
+    at = get(all * sizeof(float *));
+    py = NULL;
+
+    for (r = 0; r < t->rows; r++) {
+        at[r] = (float *) y + (size_t) (t->rows - 1 - r) * t->n;
+    }
+
+    if (pointers) {
+        py = cu_put(at, all * sizeof(float *));
+    }
+
+    t->p.g.y = pointers ? NULL : y;
+    t->p.g.ldy = pointers ? 0 : t->n;
+    t->p.g.py = py;
+    t->p.tile = tile;
+
+    CU_OK(cu_gemm_grouped(&t->p, NULL));
+    CU_OK(cudaDeviceSynchronize());
+    cu_get(out, y, size);
+
+    CU_OK(cudaFree(y));
+    CU_OK(cudaFree(py));
+    free(at);
+}
+
+
+static void
+check(work_t *t, uint32_t tile, int pointers)
+{
+    float     *out;
+    double     w, size, loose;
+    uint32_t   g, r, c, at;
+
+    out = get((size_t) (t->rows + SPARE) * t->n * sizeof(float));
+    run(t, tile, pointers, out);
+    loose = (t->type == CU_MM_FP8) ? 4e-4 : 2e-6;
+
+    for (g = 0; g < t->groups; g++) {
+        for (r = t->offset[g]; r < t->offset[g + 1]; r++) {
+            at = pointers ? t->rows - 1 - r : r;
+
+            for (c = 0; c < t->n; c++) {
+                w = want(t, g, r, c, &size);
+
+                if (!(fabs(out[(size_t) at * t->n + c] - w)
+                      <= size * loose + 1e-6))
+                {
+                    fail_msg("type %d, tile %u, group %u, row %u, output %u "
+                             "of %u, k %u: %g, not %g", (int) t->type, tile,
+                             g, r, c, t->n, t->k,
+                             out[(size_t) at * t->n + c], w);
+                }
+            }
+        }
+    }
+
+    /* rows that are not there stay untouched */
+
+    for (r = t->rows * t->n; r < (t->rows + SPARE) * t->n; r++) {
+        assert_true(isnan(out[r]));
+    }
+
+    free(out);
+}
+
+
+static void
+test_tiles(void **state)
+{
+    work_t              t;
+    uint32_t            type, tile;
+
+    static const uint32_t  count[] = { 3, 0, 1, 17, 0, 9, 0 };
+
+    (void) state;
+
+    for (type = CU_MM_BF16; type <= CU_MM_INT4; type++) {
+        make(&t, (cu_mm_type_t) type, 7, count, 144, 320);
+
+        for (tile = 8; tile <= 128; tile *= 2) {
+            check(&t, tile, tile % 3 == 2);
+        }
+
+        drop(&t);
+    }
+}
+
+
+static void
+test_shapes(void **state)
+{
+    work_t    t;
+    uint32_t  type, i, j, n, k, groups, count[9];
+
+    (void) state;
+
+    for (type = CU_MM_BF16; type <= CU_MM_INT4; type++) {
+        for (i = 0; i < 6; i++) {
+            groups = 1 + cu_random(9);
+            n = 1 + cu_random(300);
+            k = 1 + cu_random(700);
+
+            for (j = 0; j < groups; j++) {
+                count[j] = cu_random(3) ? cu_random(20) : 0;
+            }
+
+            count[cu_random(groups)] += 1 + (i == 0 ? 150 : 0);
+
+            make(&t, (cu_mm_type_t) type, groups, count, n, k);
+            check(&t, 0, (int) (i % 2));
+            drop(&t);
+        }
+    }
+}
+
+
+/* All matrices' turns come round: more tiles than blocks, and one row. */
+
+static void
+test_many(void **state)
+{
+    work_t    t;
+    uint32_t  type, i, count[40];
+
+    (void) state;
+
+    for (type = CU_MM_BF16; type <= CU_MM_INT4; type++) {
+        for (i = 0; i < 40; i++) {
+            count[i] = cu_random(4);
+        }
+
+        count[0] = 1;
+        make(&t, (cu_mm_type_t) type, 40, count, 130, 64);
+        check(&t, 0, 1);
+        drop(&t);
+
+        count[0] = 1;
+        make(&t, (cu_mm_type_t) type, 1, count, 16, 128);
+        check(&t, 0, 0);
+        drop(&t);
+    }
+}
+
+
+/* The same row among others, elsewhere, alone: the same bits. */
+
+static void
+test_alone(void **state)
+{
+    float     *all, *one;
+    work_t     t;
+    uint32_t   type, r, count[2];
+
+    (void) state;
+
+    for (type = CU_MM_BF16; type <= CU_MM_INT4; type++) {
+        count[0] = 5;
+        count[1] = 70;
+        make(&t, (cu_mm_type_t) type, 2, count, 200, 256);
+        all = get((size_t) (t.rows + SPARE) * t.n * sizeof(float));
+        one = get((size_t) (t.rows + SPARE) * t.n * sizeof(float));
+        run(&t, CU_GEMM_FIXED, 0, all);
+
+        for (r = 5; r < 75; r += 23) {
+            uint32_t  offset[3] = { r, r, r + 1 };
+
+            CU_OK(cudaMemcpy(t.dev_offset, offset, sizeof(offset),
+                             cudaMemcpyHostToDevice));
+            run(&t, CU_GEMM_FIXED, 0, one);
+            assert_memory_equal(all + (size_t) r * t.n,
+                                one + (size_t) r * t.n,
+                                t.n * sizeof(float));
+        }
+
+        free(all);
+        free(one);
+        drop(&t);
+    }
+}
+
+
+/* One matrix, BF16 results, results added to. */
+
+static void
+test_dense(void **state)
+{
+    float       *f, sum;
+    void        *y;
+    work_t       t;
+    cu_mm_t      p;
+    double       w, size;
+    uint32_t     type, r, c, way, count;
+    uint16_t    *h;
+    cu_matrix_t  m;
+
+    (void) state;
+    count = 33;
+
+    for (type = CU_MM_BF16; type <= CU_MM_INT4; type++) {
+        make(&t, (cu_mm_type_t) type, 1, &count, 160, 192);
+        cu_get(&m, t.dev_m, sizeof(m));
+        f = get((size_t) count * t.n * sizeof(float));
+        h = (uint16_t *) f;
+
+        for (way = 0; way < 4; way++) {
+            memset(&p, 0, sizeof(p));
+            p.m = m;
+            p.x = t.p.g.x;
+            p.ldy = t.n;
+            p.rows = count;
+            p.batch = 1;
+            p.narrow = way & 1;
+            p.add = way >> 1;
+
+            for (r = 0; r < count * t.n; r++) {
+                if (p.narrow) {
+                    h[r] = to_bf16(p.add ? 2.0f : NAN);
+                } else {
+                    f[r] = p.add ? 2.0f : NAN;
+                }
+            }
+
+            y = cu_put(f, (size_t) count * t.n * sizeof(float));
+            p.y = y;
+            CU_OK(cu_gemm(&p, t.dev_m, 0, NULL));
+            CU_OK(cudaDeviceSynchronize());
+            cu_get(f, y, (size_t) count * t.n * sizeof(float));
+            CU_OK(cudaFree(y));
+
+            for (r = 0; r < count; r++) {
+                for (c = 0; c < t.n; c++) {
+                    w = want(&t, 0, r, c, &size) + (p.add ? 2 : 0);
+                    sum = p.narrow ? from_bf16(h[r * t.n + c])
+                                   : f[r * t.n + c];
+                    assert_true(fabs(sum - w)
+                                <= size * 4e-4 + (p.narrow ? fabs(w) / 250
+                                                           : 1e-6));
+                }
+            }
+        }
+
+        free(f);
+        drop(&t);
+    }
+}
+
+
+static void
+test_refused(void **state)
+{
+    work_t    t;
+    uint32_t  count;
+    float     out[8];
+
+    (void) state;
+    count = 1;
+    make(&t, CU_MM_BF16, 1, &count, 8, 64);
+    t.p.g.y = out;
+    t.p.g.ldy = 8;
+
+    t.p.g.groups = CU_GEMM_GROUPS + 1;
+    assert_int_equal(cu_gemm_grouped(&t.p, NULL), cudaErrorInvalidValue);
+    t.p.g.groups = 1;
+
+    t.p.g.x.ld = 68;
+    assert_int_equal(cu_gemm_grouped(&t.p, NULL), cudaErrorInvalidValue);
+    t.p.g.x.ld = 64;
+
+    t.p.g.x.x = (char *) t.dev_x + 2;
+    assert_int_equal(cu_gemm_grouped(&t.p, NULL), cudaErrorInvalidValue);
+    t.p.g.x.x = t.dev_x;
+
+    t.p.type = CU_MM_FP8;
+    assert_int_equal(cu_gemm_grouped(&t.p, NULL), cudaErrorInvalidValue);
+    t.p.type = CU_MM_BF16;
+
+    t.p.g.rows = 0;
+    CU_OK(cu_gemm_grouped(&t.p, NULL));
+
+    drop(&t);
+}
+
+
+int
+main(void)
+{
+    const struct CMUnitTest  tests[] = {
+        cmocka_unit_test(test_tiles),
+        cmocka_unit_test(test_shapes),
+        cmocka_unit_test(test_many),
+        cmocka_unit_test(test_alone),
+        cmocka_unit_test(test_dense),
+        cmocka_unit_test(test_refused)
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
