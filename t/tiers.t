@@ -27,7 +27,8 @@ $n += $conf =~ s/(ssl_certificate_key +)\S+;/$1$key;/;
 $n += $conf =~ s{unix:/\S+;}{unix:%%SOCKET%%;};
 $n += $conf =~ s{/usr/share/llm-engine/usage-log}{%%TOP%%/nginx-conf/usage-log};
 $n += $conf =~ s{access_log /\S+ }{access_log logs/usage.log };
-is($n, 7, 'tiers.conf: found what to replace');
+$n += $conf =~ s{state=/\S+;}{state=%%DIR%%/state;};
+is($n, 8, 'tiers.conf: found what to replace');
 
 $t->write_file('llm.accounts', $t->read_file("$top/nginx-conf/tiers.accounts"));
 $t->engine('scripted', '--model', 'tiny');
@@ -48,6 +49,13 @@ my $script = 'tokens=7 prompt_tokens=1000 cached=400';
 
 is(ask(undef, $script)->{status}, 401, 'nobody');
 
+system("$t->{build}/llm-ledger credit --state @{[ $t->dir() ]}/state alice 0 "
+       . '>/dev/null') == 0 or die 'credit';
+$t->error_ok(ask($alice, $script), 402, 'no balance',
+             code => 'insufficient_balance');
+system("$t->{build}/llm-ledger credit --state @{[ $t->dir() ]}/state alice 5 "
+       . '>/dev/null') == 0 or die 'credit';
+
 my $r = ask($alice, $script, max_tokens => 100);
 is($r->{status}, 200, 'paid');
 is(header($r, 'limit-tokens'), 600000, 'paid: tokens');
@@ -67,10 +75,18 @@ is((grep { ask($bob, $script, max_tokens => 10)->{status} == 200 } 1 .. 6), 5,
 is((grep { ask($alice, $script, max_tokens => 10)->{status} == 200 } 1 .. 8), 8,
    'paid: no limit_req');
 
+my $paid;
+ok($t->wait_for(sub {
+    my $day = $t->request('GET', '/ledger')->{json};
+    ($paid) = grep { $_->{name} eq 'alice' } @{ $day->{accounts} };
+    abs(5 - $paid->{revenue_usd} - $paid->{balance_usd}) < 1e-9;
+}), 'what was served came off the balance');
+is($paid->{tier}, 'paid', 'and is in the ledger');
+
 my @lines;
 ok($t->wait_for(sub {
     @lines = map { $t->decode($_) } split /\n/, $t->read_file('logs/usage.log');
-    @lines == 17;
+    @lines == 19;
 }), 'the usage log');
 my ($ok) = grep { ($_->{status} // 0) == 200 } @lines;
 is("$ok->{prompt_tokens} $ok->{cached_tokens} $ok->{completion_tokens}",

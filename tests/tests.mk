@@ -133,7 +133,8 @@ check-long: deps-check npm
 # module and both engines.  valgrind: the AVX2 kernels, the module.  A soak.
 
 VALGRIND_T := $(addprefix t/,abort.t api.t body.t errors.t flow.t params.t \
-                             variables.t engine.t route.t early.t)
+                             variables.t engine.t route.t early.t price.t \
+                             ledger.t)
 
 check-sanitize: all tests npm
 	$(MAKE) SANITIZE=1 check-unit check-ledger check-nginx
