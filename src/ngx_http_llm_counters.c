@@ -5,6 +5,7 @@
  */
 
 #include "ngx_http_llm_metrics.h"
+#include "ngx_http_llm_meter.h"
 
 
 #if (NGX_PTR_SIZE != 8)
@@ -15,6 +16,8 @@
 static ngx_int_t ngx_http_llm_counters_init_zone(ngx_shm_zone_t *shm_zone,
     void *data);
 static ngx_int_t ngx_http_llm_counters_handler(ngx_http_request_t *r);
+static ngx_uint_t ngx_http_llm_counters_counts(ngx_http_request_t *r,
+    ngx_http_llm_ctx_t *ctx, ngx_http_llm_loc_conf_t *llcf);
 static const char *ngx_http_llm_counters_model(ngx_http_llm_ctx_t *ctx,
     ngx_http_llm_engine_t *engine);
 static ngx_http_llm_counted_t *ngx_http_llm_counters_find(
@@ -174,11 +177,6 @@ ngx_http_llm_counters(ngx_http_request_t *r)
 }
 
 
-/*
- * Counted is what llm_pass answers, refusals of nginx's own included, and what
- * was served elsewhere and has counts.  A list of models is no use of one.
- */
-
 static ngx_int_t
 ngx_http_llm_counters_handler(ngx_http_request_t *r)
 {
@@ -192,9 +190,7 @@ ngx_http_llm_counters_handler(ngx_http_request_t *r)
     llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
     ctx = ngx_http_get_module_ctx(r, ngx_http_llm_module);
 
-    if (ctx != NULL ? ctx->models || (llcf->engine == NULL && !ctx->accepted)
-                    : llcf->engine == NULL)
-    {
+    if (!ngx_http_llm_counters_counts(r, ctx, llcf)) {
         return NGX_OK;
     }
 
@@ -212,6 +208,24 @@ ngx_http_llm_counters_handler(ngx_http_request_t *r)
     }
 
     return NGX_OK;
+}
+
+
+/*
+ * Counted is what llm_pass answers, and what is posted to where llm_meter is
+ * on, refusals of nginx's own included.  A list of models is no use of one.
+ */
+
+static ngx_uint_t
+ngx_http_llm_counters_counts(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx,
+    ngx_http_llm_loc_conf_t *llcf)
+{
+    if (ctx != NULL && ctx->models) {
+        return 0;
+    }
+
+    return llcf->engine != NULL
+           || (r->method == NGX_HTTP_POST && ngx_http_llm_meter_on(r));
 }
 
 
@@ -353,7 +367,11 @@ ngx_http_llm_counters_computed(ngx_http_llm_ctx_t *ctx,
         (void) ngx_atomic_fetch_add(&m->routed[routed], 1);
     }
 
-    ngx_http_llm_counters_value(m, NGX_HTTP_LLM_H_QUEUE, ctx->queue_us);
+    /* Other servers say nothing of their queue. */
+
+    if (ctx->engine != NULL) {
+        ngx_http_llm_counters_value(m, NGX_HTTP_LLM_H_QUEUE, ctx->queue_us);
+    }
 
     if (ctx->first) {
         ngx_http_llm_counters_value(m, NGX_HTTP_LLM_H_TTFT, ctx->ttft_us);

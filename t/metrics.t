@@ -95,9 +95,23 @@ my $conf = sprintf(<<'CONF', $t->tls());
         location /page/ { error_page 404 /text; llm_pass e; }
         location = /text { return 404 "none"; }
         location = /metrics { llm_metrics; }
+        location /other/ {
+            llm_meter on;
+            proxy_pass http://%%%%LISTEN:other%%%%/;
+            location /other/denied/ { deny all; }
+        }
         location = /vllm { llm_metrics vllm; }
         location /off/ { llm_metrics; deny all; }
         location /nested/ { llm_metrics; location /nested/in/ { } }
+    }
+
+    server {
+        listen %%%%LISTEN:other%%%%;
+        location / {
+            return 200 '{"model":"theirs","choices":[{"index":0,"message":{"role":"assistant","content":"yes"},"finish_reason":"stop"}],"usage":{"prompt_tokens":7,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":2}}}';
+            default_type application/json;
+        }
+        location /bad/ { return 502; }
     }
 CONF
 
@@ -227,6 +241,29 @@ is($m->value('llm_time_to_first_token_seconds_count', @m), $first,
    'again: no times');
 is($m->value('llm_request_duration_seconds_count', @m), $n - 2,
    'again: but how long they took');
+
+# What other servers answer.
+
+chat('', uri => "/other$chat", model => 'theirs') for 1 .. 2;
+chat('', uri => '/other/bad/', model => 'made up');
+chat('', uri => '/other/denied/', model => 'theirs');
+$t->request('GET', '/other/');
+$m = after($n += 4, 'another server');
+my @o = (model => 'theirs');
+is($m->value('llm_requests_total', @o, status => 200,
+             finish_reason => 'stop'), 2, 'another server: status and reason');
+is($m->value('llm_prompt_tokens_total', @o), 14, 'another server: prompt');
+is($m->value('llm_cached_tokens_total', @o), 4, 'another server: cached');
+is($m->value('llm_completion_tokens_total', @o), 6,
+   'another server: completion');
+is($m->value('llm_request_duration_seconds_count', @o), 2,
+   'another server: duration');
+is($m->value('llm_queue_time_seconds_count', @o), 0,
+   'another server: no queue that we know of');
+is($m->value('llm_requests_total', model => '', status => 502,
+             finish_reason => 'error'), 1, 'another server: its failure');
+is($m->value('llm_requests_total', model => '', status => 403,
+             finish_reason => ''), 1, 'another server: who may not');
 
 # Refusals and errors.
 
