@@ -16,12 +16,15 @@
  *          "cached_tokens", "completion_tokens", "reasoning_tokens",
  *          "response_cache_hits", "routed": {"hit", "moved", "none"},
  *          "ttft": {"sum", "p50", "p90", "p99", "buckets": [n, ...]}, "tpot",
- *          "queue", "duration"}]}
+ *          "queue", "duration"}],
+ *      "today": {"revenue": dollars, "cost": dollars}}
  *
  * Counters are those of ngx_http_llm_metrics.h, from "since" on; those of an
  * engine are from its own start on.  Where the board could not be read, an
  * engine that is up has its name and model alone.  `expert_load` is 0 for a
- * rank without experts.
+ * rank without experts.  Today is a day of UTC; its revenue is there where
+ * llm_price has priced something, its cost where the directive says what an
+ * hour costs.
  *
  * A stream is server-sent events, one object each second.  Before the first
  * there is an event "history" with what is known of the last minutes,
@@ -36,9 +39,13 @@
  */
 
 #include "ngx_http_llm_page.h"
+#include "ngx_http_llm_ledger.h"
+
+#include "ledger/ledger_decimal.h"
 
 
 #define NGX_HTTP_LLM_STATUS_TIME   1000       /* ms between two objects */
+#define NGX_HTTP_LLM_STATUS_COST   1000000000 /* dollars an hour, at most */
 #define NGX_HTTP_LLM_STATUS_LOADS  120        /* seconds */
 #define NGX_HTTP_LLM_STATUS_BLOCK  4096
 
@@ -58,6 +65,7 @@ typedef struct {
 
 typedef struct {
     ngx_uint_t              on;
+    int64_t                 cost;          /* nanodollars an hour, 0: none */
 } ngx_http_llm_status_loc_conf_t;
 
 
@@ -76,6 +84,8 @@ static ngx_int_t ngx_http_llm_status_sent(ngx_http_llm_status_ctx_t *ctx,
     ngx_chain_t *out);
 static void ngx_http_llm_status_cleanup(void *data);
 static ngx_int_t ngx_http_llm_status_put(ngx_http_request_t *r,
+    ngx_http_llm_writer_t *w);
+static void ngx_http_llm_status_today(ngx_http_request_t *r,
     ngx_http_llm_writer_t *w);
 static void ngx_http_llm_status_engine(ngx_http_llm_writer_t *w,
     ngx_http_llm_view_t *view);
@@ -102,7 +112,7 @@ static char *ngx_http_llm_status(ngx_conf_t *cf, ngx_command_t *cmd,
 static ngx_command_t  ngx_http_llm_status_commands[] = {
 
     { ngx_string("llm_status"),
-      NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS,
+      NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS|NGX_CONF_TAKE1,
       ngx_http_llm_status,
       NGX_HTTP_LOC_CONF_OFFSET,
       0,
@@ -589,9 +599,36 @@ ngx_http_llm_status_put(ngx_http_request_t *r, ngx_http_llm_writer_t *w)
         ngx_http_llm_status_model(w, &counters->models[i]);
     }
 
-    ngx_http_llm_put_literal(w, "]}");
+    ngx_http_llm_put_literal(w, "],\"today\":{");
+    ngx_http_llm_status_today(r, w);
+    ngx_http_llm_put_literal(w, "}}");
 
     return w->failed ? NGX_ERROR : NGX_OK;
+}
+
+
+static void
+ngx_http_llm_status_today(ngx_http_request_t *r, ngx_http_llm_writer_t *w)
+{
+    double                           hours;
+    ngx_uint_t                       priced;
+    ngx_http_llm_day_t               day;
+    ngx_http_llm_status_loc_conf_t  *slcf;
+
+    slcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_status_module);
+
+    priced = ngx_http_llm_ledger_today(r, &day) == NGX_OK && day.nano != 0;
+
+    if (priced) {
+        ngx_http_llm_status_float(w, "\"revenue\":", (double) day.nano / 1e9);
+    }
+
+    if (slcf->cost != 0) {
+        hours = (double) (ngx_time() % 86400) / 3600;
+
+        ngx_http_llm_status_float(w, priced ? ",\"cost\":" : "\"cost\":",
+                                  (double) slcf->cost / 1e9 * hours);
+    }
 }
 
 
@@ -865,6 +902,8 @@ ngx_http_llm_status(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
     ngx_http_llm_status_loc_conf_t *slcf = conf;
 
+    ngx_str_t                 *value;
+    ledger_int_t               cost;
     ngx_http_core_loc_conf_t  *clcf;
 
     if (slcf->on) {
@@ -872,6 +911,27 @@ ngx_http_llm_status(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     }
 
     slcf->on = 1;
+
+    if (cf->args->nelts == 2) {
+        value = cf->args->elts;
+
+        if (ngx_strncmp(value[1].data, "cost=", 5) != 0
+            || ledger_decimal((char *) value[1].data + 5, LEDGER_NANO,
+                              (ledger_int_t) NGX_HTTP_LLM_STATUS_COST
+                              * 1000000000, &cost)
+               != 0)
+        {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "invalid parameter \"%V\"", &value[1]);
+            return NGX_CONF_ERROR;
+        }
+
+        slcf->cost = (int64_t) cost;
+    }
+
+    if (ngx_http_llm_ledger_need(cf) != NGX_OK) {
+        return NGX_CONF_ERROR;
+    }
 
     if (ngx_http_llm_page_init(&ngx_http_llm_status_page) != NGX_OK) {
         return NGX_CONF_ERROR;

@@ -64,6 +64,8 @@ $t->nginx(<<'CONF', workers => 2);
         location / { llm_pass e; }
         location /keys/ { if ($denied) { return 401; } llm_pass e; }
         location = /status { llm_status; }
+        location = /cost { llm_status cost=2; }
+        location /paid/ { llm_price hit=1 miss=2 output=4; llm_pass e; }
         location = /playground { llm_playground; }
         location /desk/ { llm_playground /keys; location /desk/in/ { } }
         location = /favicon.ico { return 204; }
@@ -403,6 +405,20 @@ sub status {
     close $c->{sock};
     policy($b, $p, $p);
     $b->shot($p, 'status-busy');
+
+    # Money, where there is some.
+
+    $t->request('POST', "/paid$chat", { messages => [ { role => 'user',
+        content => 'script: batch=16 tokens=30000 prompt_tokens=30000' } ] });
+    waits($b, $p, q{document.querySelector("#revenue").innerText === "$0.18"},
+          "$p: revenue");
+    is($b->eval($p, 'document.querySelector("#cost-box").hidden'), $true,
+       "$p: no cost where none is known");
+    $b->open('cost', url => "$base/cost");
+    waits($b, 'cost', q{document.querySelector("#profit").innerText}, 'profit');
+    like(text($b, 'cost', '#cost'), qr/^\$\d/, 'cost');
+    $b->shot('cost', 'status-cost');
+    $b->close('cost');
 
     # The engine goes and comes back; nginx too.
 

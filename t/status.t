@@ -42,8 +42,14 @@ sub until_ok {
 
 # Bad configurations.
 
-for ([ 'location / { llm_status on; }',
-       'invalid number of arguments in "llm_status" directive', 'argument' ],
+for ([ 'location / { llm_status on; }', 'invalid parameter "on"', 'argument' ],
+     (map { [ "location / { llm_status cost=$_; }",
+              qq(invalid parameter "cost=$_"), "cost=$_" ] }
+      qw/ x -1 1.5x 0.1234567891 1000000001 /),
+     [ 'location / { llm_status cost=; }', 'invalid parameter "cost="',
+       'no cost' ],
+     [ 'location / { llm_status cost=1 cost=2; }',
+       'invalid number of arguments in "llm_status" directive', 'two' ],
      [ 'location / { llm_status; llm_status; }',
        '"llm_status" directive is duplicate', 'twice' ],
      [ 'llm_status;', '"llm_status" directive is not allowed here',
@@ -72,6 +78,8 @@ my $conf = sprintf(<<'CONF', $t->tls());
 
         location / { llm_pass e; llm_route prefix=p; }
         location = /status { llm_status; }
+        location = /cost { llm_status cost=0.5; }
+        location /paid/ { llm_price hit=1 miss=2 output=4; llm_pass e; }
         location /dir/ { llm_status; location /dir/in/ { } }
         location /off { llm_status; deny all; }
         location /ssi { ssi on; default_type text/html;
@@ -144,6 +152,21 @@ chat('', n => 0);
 $s = until_ok(sub { @{ $_[0]{models} } == 2 }, 'one whose model is not known');
 is($s->{models}[1]{model}, '', 'it has no name');
 is_deeply($s->{models}[1]{finish_reason}, { error => 1 }, 'it has a reason');
+
+# The day's money, where there is some.
+
+is_deeply($s->{today}, {}, 'no price, no money');
+my $hours = time() % 86400 / 3600;
+my $today = $t->request('GET', '/cost')->{json}{today};
+is(join(' ', keys %$today), 'cost', 'an hour costs');
+ok(abs($today->{cost} - $hours * 0.5) < 0.01, 'so many since midnight')
+    or diag("$today->{cost} for $hours hours");
+
+$t->request('POST', '/paid/v1/completions', {
+    prompt => 'script: tokens=10 prompt_tokens=30 cached=20' });
+$s = until_ok(sub { defined $_[0]{today}{revenue} }, 'a price, revenue');
+is($s->{today}{revenue}, 0.00008, 'revenue');
+is($s->{today}{cost}, undef, 'no cost where none is said');
 
 # Which form.
 
@@ -231,7 +254,7 @@ like($first->{body},
      qr/^retry: \d+\n\nevent: history\ndata: \[.*\]\n\ndata: \{.*\}\n\n$/,
      'stream: the first object at once');
 is_deeply([ map { $_->{requests} } @{ $first->{events}[0]{models} } ],
-          [ 12, 1 ], 'stream: what is in it');
+          [ 13, 1 ], 'stream: what is in it');
 
 # A client that does not read: nobody waits for it, and it ends after
 # send_timeout, which is looked at below.
@@ -299,7 +322,7 @@ $t->stop('engine');
 $s = until_ok(sub { !$_[0]{engines}[0]{up} }, 'the engine is gone');
 is_deeply($s->{engines}[0], { name => 'e', up => JSON::PP::false() },
           'and has no more to say');
-is($s->{models}[0]{requests}, 13, 'the counters have');
+is($s->{models}[0]{requests}, 14, 'the counters have');
 $t->engine('scripted', '--ranks', 3);
 until_ok(sub { @{ $_[0]{engines}[0]{ranks} // [] } == 3 }, 'another one');
 
@@ -336,7 +359,7 @@ for my $signal (qw/ HUP QUIT /) {
 
     $t->wait_for(sub { !grep { $old{$_} } $t->workers() }, 30);
     is(scalar(grep { $old{$_} } $t->workers()), 0, 'the old workers ended');
-    is(status()->{models}[0]{requests}, 13, 'the counters were kept');
+    is(status()->{models}[0]{requests}, 14, 'the counters were kept');
 }
 
 $t->done(allow => qr/\[emerg\]/);
