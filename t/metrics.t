@@ -117,10 +117,8 @@ CONF
 
 $t->engine('scripted', '--ranks', 2, '--model', 'org/ti"ny\\,alias');
 $t->nginx($conf, workers => 2);
-$t->wait_for(sub {
-    $t->request('GET', '/v1/models')->{status} == 200
-    && !grep { scrape('/metrics')->value('llm_engine_up', engine => 'e') != 1 }
-        1 .. 8 });
+$t->wait_for(sub { (scrape('/metrics')->value('llm_engine_lanes',
+                                               engine => 'e') // 0) == 2 });
 
 # Before anything was served.
 
