@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <xxhash.h>
+
 #include "cli/cli_engine.h"
 #include "cli/cli_nodes.h"
 #include "serve/serve.h"
@@ -21,6 +23,7 @@ static void cli_serve_log(int warning, const char *message);
 static int cli_serve_group(const cli_engine_t *cli, gid_t *gid);
 static void cli_serve_experts(void *ctx, uint32_t rank, uint64_t *load_max,
     uint64_t *moves);
+static uint64_t cli_serve_fingerprint(const cli_stack_t *st);
 static const char *cli_serve_name(const cli_engine_t *cli, char *buf,
     size_t size);
 
@@ -81,7 +84,7 @@ cli_serve(int argc, char **argv)
     opt.max_lanes = cli.max_lanes;
     opt.grace_us = (uint64_t) (grace * 1e6);
     opt.names = cli_serve_name(&cli, name, sizeof(name));
-    opt.fingerprint = st.fingerprint;
+    opt.fingerprint = cli_serve_fingerprint(&st);
     opt.temperature = model_config(st.model)->temperature;
     opt.top_p = model_config(st.model)->top_p;
     opt.created = model_created(st.model);
@@ -98,7 +101,7 @@ cli_serve(int argc, char **argv)
              "ranks %u, threads %u, %s %s, KV blocks %u of %zu bytes per rank, "
              "context %u, socket %s",
              opt.names, model_config(st.model)->type,
-             (unsigned long long) st.fingerprint, cli.ranks, cli.threads,
+             (unsigned long long) opt.fingerprint, cli.ranks, cli.threads,
              st.path, st.compute, st.opt.kv_blocks, st.block_size,
              st.max_context, cli.socket);
 
@@ -170,6 +173,29 @@ cli_serve_experts(void *ctx, uint32_t rank, uint64_t *load_max,
 
     *load_max = st.load_max;
     *moves = st.moves;
+}
+
+
+/*
+ * Names all that decides an answer beside the request: the checkpoint, how it
+ * is computed, and what holds where a request does not say.
+ */
+
+static uint64_t
+cli_serve_fingerprint(const cli_stack_t *st)
+{
+    int                    n;
+    char                   s[256];
+    const model_config_t  *config;
+
+    config = model_config(st->model);
+
+    n = snprintf(s, sizeof(s), "%016llx %s %s %s %a %a",
+                 (unsigned long long) st->fingerprint,
+                 cli_ranks_backend(st->ranks, 0)->name, st->path, st->compute,
+                 config->temperature, config->top_p);
+
+    return XXH3_64bits(s, (size_t) n) | 1;
 }
 
 
