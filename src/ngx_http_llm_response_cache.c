@@ -3,6 +3,8 @@
  * the engine (ngx_http_llm_policy.h).
  */
 
+#include "ngx_http_llm_accounts.h"
+#include "ngx_http_llm_balance.h"
 #include "ngx_http_llm_policy.h"
 #include "ngx_http_llm_response.h"
 
@@ -34,6 +36,7 @@ static ngx_int_t ngx_http_llm_response_admit(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx);
 static ngx_int_t ngx_http_llm_response_wanted(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx);
+static ngx_int_t ngx_http_llm_response_solvent(ngx_http_request_t *r);
 static ngx_int_t ngx_http_llm_response_keep(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx);
 static ngx_int_t ngx_http_llm_response_header(ngx_http_request_t *r,
@@ -157,6 +160,13 @@ ngx_http_llm_response_admit(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
         return ngx_http_llm_response_header(r, rctx->status);
     }
 
+    /* What costs something is not given on credit: a later step says so. */
+
+    if (rlcf->cached != 0 && !ngx_http_llm_response_solvent(r)) {
+        rctx->status = NGX_HTTP_LLM_RESPONSE_BYPASS;
+        return ngx_http_llm_response_header(r, rctx->status);
+    }
+
     rctx->status = NGX_HTTP_LLM_RESPONSE_HIT;
 
     if (ngx_http_llm_response_header(r, rctx->status) != NGX_OK
@@ -224,6 +234,20 @@ ngx_http_llm_response_wanted(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
     }
 
     return 1;
+}
+
+
+static ngx_int_t
+ngx_http_llm_response_solvent(ngx_http_request_t *r)
+{
+    int64_t                  nano;
+    ngx_http_llm_account_t  *account;
+
+    account = ngx_http_llm_account(r);
+
+    return account == NULL
+           || ngx_http_llm_balance(r, &account->name, &nano) != NGX_OK
+           || nano > 0;
 }
 
 

@@ -10,6 +10,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::Bin/lib";
 
+use Digest::SHA qw/ sha256_hex /;
 use JSON::PP;
 use Test::LLM;
 use Test::More;
@@ -451,6 +452,48 @@ is(ask($victim)->{cache}, 'MISS', 'another context: another answer');
 $t->stop('nginx', 'QUIT');
 is(scalar(() = `find $t->{dir}/cache -name '*.??????????'`), 0,
    'nothing unfinished is left');
+
+# Accounts: each has its own answers; a hit takes no limit, and is not given on
+# credit where it costs something.
+
+my $state = $t->write_file('state', '');
+my %sha = map { $_ => sha256_hex("sk-$_") } qw/ a b /;
+$t->write_file('accounts', "account a tokens=100t/m tokens_burst=100 "
+    . "reserve=1 requests=2r/m requests_burst=2\nkey a $sha{a}\n"
+    . "account b\nkey b $sha{b}\n");
+my $ledger = "$t->{build}/llm-ledger credit --state $state";
+is(system("$ledger b 0.0001 >/dev/null"), 0, 'credit');
+
+(my $keys = conf()) =~ s/llm_engine e/llm_accounts %%DIR%%\/accounts
+    zone=accounts:1m state=$state; $&/;
+$t->nginx($keys, workers => 2);
+ok($t->wait_for(sub { ask($base)->{status} == 401 }, 20), 'accounts');
+
+sub as {
+    my ($who, $body, $uri) = @_;
+    return ask($body, uri => ($uri // '') . $chat,
+               headers => { 'x-api-key' => "sk-$who" });
+}
+
+my $used = chat_body('tokens=10 prompt_tokens=150', user => 'limits');
+is(as('a', $used)->{cache}, 'MISS', 'of an account');
+is(as('a', $used)->{cache}, 'HIT', 'of an account: again') for 1 .. 5;
+$t->error_ok(as('a', chat_body('tokens=1', user => 'limits')), 429,
+             'the limit is used up');
+is(as('a', $used)->{cache}, 'HIT', 'an answer that is there is none');
+
+is(as('b', $used)->{cache}, 'MISS', 'of another account');
+is(cost(), '0.00034', 'of another account: more than there was');
+is(as('b', $used)->{cache}, 'HIT', 'no balance, no cost');
+$t->error_ok(as('b', $used, '/half'), 402, 'no balance, no answer');
+is(system("$ledger b 1 >/dev/null"), 0, 'more credit');
+is(as('b', $used, '/half')->{cache}, 'MISS', 'answered again');
+is(as('b', $used, '/half')->{cache}, 'HIT', 'answered again, from the cache');
+is(system("$ledger -- b -2 >/dev/null"), 0, 'less credit');
+$r = as('b', $used, '/half');
+$t->error_ok($r, 402, 'an answer that costs is not given on credit');
+is($r->{ran}, 0, 'nor computed');
+$t->stop('nginx', 'QUIT');
 
 # Configurations that are refused.
 
