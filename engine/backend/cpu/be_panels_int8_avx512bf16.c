@@ -40,8 +40,8 @@
 #define INT8_SMALL   0x1p-100f                   /* groups of less are zero */
 #define INT8_BAD     0x7f800000u                 /* bits: not finite */
 #define INT8_AHEAD   2048                        /* bytes to prefetch */
-#define INT8_ROWS    4                           /* of vectors together */
-#define INT8_FEW     4                           /* rows for vectors */
+#define INT8_ROWS    3                           /* of vectors together */
+#define INT8_FEW     3                           /* rows for vectors */
 
 
 static void int8_pack_group(uint8_t *to, uint32_t row, const float *x,
@@ -161,7 +161,7 @@ int8_vectors(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
     uint32_t        g, i, j, r;
     const uint8_t  *code;
 
-#pragma GCC unroll 4
+#pragma GCC unroll 3
     for (r = 0; r < rows; r++) {
         acc[r] = vf_zero();
     }
@@ -170,7 +170,7 @@ int8_vectors(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
         s = vf_load_bf16(w + g % 2 * BE_PANEL * 2);
         code = w + 2 * BE_PANEL * 2 + g % 2 * AMX_TILE;
 
-#pragma GCC unroll 4
+#pragma GCC unroll 3
         for (r = 0; r < rows; r++) {
             memcpy(&total, a + INT8_SUM + r * 4, 4);
             low[r][0] = _mm512_set1_epi32(total);
@@ -188,7 +188,7 @@ int8_vectors(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
                         _mm512_loadu_si512(code + (i + j) * 64),
                         _mm512_set1_epi32((int) 0x80808080));
 
-#pragma GCC unroll 4
+#pragma GCC unroll 3
                 for (r = 0; r < rows; r++) {
                     memcpy(&digit, a + r * 64 + (i + j) * 4, 4);
                     y = _mm512_set1_epi32(digit);
@@ -201,7 +201,7 @@ int8_vectors(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
             }
         }
 
-#pragma GCC unroll 4
+#pragma GCC unroll 3
         for (r = 0; r < rows; r++) {
             x = _mm512_add_epi32(high[r][0], high[r][1]);
             x = _mm512_add_epi32(_mm512_slli_epi32(x, 8),
@@ -216,7 +216,7 @@ int8_vectors(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
         w += (g % 2) * be_quant_chunk(BE_INT8);
     }
 
-#pragma GCC unroll 4
+#pragma GCC unroll 3
     for (r = 0; r < rows; r++) {
         vf_storen(c + r * ldc, acc[r], n);
     }
@@ -246,14 +246,15 @@ int8_vectors(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
 /* Adds them to the rows' sums of floats. */
 
 BE_INLINE void
-int8_add(vf_t *acc, const int32_t *sum, const uint8_t *scale, vf_t s)
+int8_add(vf_t *acc, const int32_t *sum, const uint8_t *scale, vf_t s,
+    const uint32_t rows)
 {
     vf_t      f;
     float     t;
     uint32_t  r;
 
 #pragma GCC unroll 16
-    for (r = 0; r < AMX_ROWS; r++) {
+    for (r = 0; r < rows; r++) {
         f = vf_fma(_mm512_cvtepi32_ps(_mm512_load_si512(sum + r * 16)),
                    vf_set1(256.0f),
                    _mm512_cvtepi32_ps(_mm512_load_si512(sum + 256 + r * 16)));
@@ -263,18 +264,21 @@ int8_add(vf_t *acc, const int32_t *sum, const uint8_t *scale, vf_t s)
 }
 
 
-/* m <= 16 rows by a panel, on the matrix unit: all of the tile is computed. */
+/*
+ * m rows by a panel, on the matrix unit, whose tiles are of `rows`: all of
+ * them are computed.
+ */
 
-static void
+BE_INLINE void
 int8_tiles(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
-    size_t ldc, uint32_t m, uint32_t n)
+    size_t ldc, uint32_t m, uint32_t n, const uint32_t rows)
 {
     vf_t            acc[AMX_ROWS];
     int32_t         sum[2][512] __attribute__((aligned(64)));
     uint32_t        g, r;
 
 #pragma GCC unroll 16
-    for (r = 0; r < AMX_ROWS; r++) {
+    for (r = 0; r < rows; r++) {
         acc[r] = vf_zero();
     }
 
@@ -299,7 +303,7 @@ int8_tiles(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
         }
 
         int8_store(2, 3, sum[1]);
-        int8_add(acc, sum[0], a + INT8_SCALE, vf_load_bf16(w));
+        int8_add(acc, sum[0], a + INT8_SCALE, vf_load_bf16(w), rows);
 
         if (g + 1 == groups) {
             break;
@@ -312,14 +316,14 @@ int8_tiles(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
 
         int8_store(0, 1, sum[0]);
         int8_add(acc, sum[1], a + INT8_BLOCK + INT8_SCALE,
-                 vf_load_bf16(w + 32));
+                 vf_load_bf16(w + 32), rows);
 
         a += 2 * INT8_BLOCK;
         w += be_quant_chunk(BE_INT8);
     }
 
 #pragma GCC unroll 16
-    for (r = 0; r < AMX_ROWS; r++) {
+    for (r = 0; r < rows; r++) {
         if (r < m) {
             vf_storen(c + r * ldc, acc[r], n);
         }
@@ -327,11 +331,14 @@ int8_tiles(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
 }
 
 
-/* As many rows as there are in a tile of them. */
+/*
+ * As many rows as there are in a tile of them, which has `rows`.  Half a tile
+ * is done in half the time.
+ */
 
 static void
 int8_rows(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
-    size_t ldc, uint32_t m, uint32_t n)
+    size_t ldc, uint32_t m, uint32_t n, uint32_t rows)
 {
     switch (m) {
     case 1:
@@ -343,11 +350,14 @@ int8_rows(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
     case 3:
         int8_vectors(a, groups, w, c, ldc, n, 3);
         break;
-    case 4:
-        int8_vectors(a, groups, w, c, ldc, n, 4);
-        break;
     default:
-        int8_tiles(a, groups, w, c, ldc, m, n);
+        if (rows == AMX_ROWS) {
+            int8_tiles(a, groups, w, c, ldc, m, n, AMX_ROWS);
+
+        } else {
+            int8_tiles(a, groups, w, c, ldc, m, n, AMX_ROWS / 2);
+        }
+
         break;
     }
 }
@@ -356,11 +366,17 @@ int8_rows(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
 BE_PANEL_PRODUCT(be_panels_int8)
 {
     size_t          block;
-    uint32_t        groups, i, j;
+    uint32_t        groups, i, j, rows;
     const uint8_t  *a;
+
+    rows = (m <= AMX_ROWS / 2) ? AMX_ROWS / 2 : AMX_ROWS;
 
     if (m > INT8_FEW) {
         be_amx_configure();
+
+        if (rows != AMX_ROWS) {
+            be_amx_configure_rows(rows);
+        }
     }
 
     groups = (k + INT8_GROUP - 1) / INT8_GROUP;
@@ -370,10 +386,15 @@ BE_PANEL_PRODUCT(be_panels_int8)
     for (j = 0; j < n; j += BE_PANEL) {
         for (i = 0; i < m; i += AMX_ROWS) {
             int8_rows(a + i / AMX_ROWS * block, groups, w, c + i * ldc + j,
-                      ldc, m - i, (n - j < BE_PANEL) ? n - j : BE_PANEL);
+                      ldc, m - i, (n - j < BE_PANEL) ? n - j : BE_PANEL,
+                      rows);
         }
 
         w += ldw;
+    }
+
+    if (m > INT8_FEW && rows != AMX_ROWS) {
+        be_amx_configure_rows(AMX_ROWS);
     }
 }
 
