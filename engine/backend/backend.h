@@ -76,6 +76,7 @@ typedef struct {
     uint32_t      take;
 
     int           made;              /* what weight_tensor() gave */
+    int           expert;            /* of a routed expert */
 } be_tensor_t;
 
 typedef struct {

@@ -222,6 +222,10 @@ weights_moe(weights_t *w, uint32_t layer)
         weights_mlp(w, item, c->moe_inter, "model.layers.%u.mlp.experts.%u",
                     layer, i);
     }
+
+    for (i = l->experts; i < w->model->n_items; i++) {
+        w->model->item[i].t.expert = 1;
+    }
 }
 
 

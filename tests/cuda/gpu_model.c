@@ -385,10 +385,6 @@ test_refused(void **state)
     assert_non_null(strstr(err, "bf16"));
 
     opt.compute = BE_BF16;
-    opt.weights = BE_INT8;
-    assert_null(be_cuda_open(&opt, err));
-    assert_non_null(strstr(err, "weights"));
-
     opt.weights = BE_F32;
     opt.path = "avx2";
     assert_null(be_cuda_open(&opt, err));

@@ -23,6 +23,7 @@ typedef struct {
 
 
 static both_t  both;
+static int     of_expert;            /* matrices are */
 
 
 static int
@@ -162,6 +163,7 @@ matrix(be_tensor_t *t, be_dtype_t dtype, uint32_t rows, uint32_t cols,
     t->rows = rows;
     t->cols = cols;
     t->dtype = dtype;
+    t->expert = of_expert;
     *scale = NULL;
 
     if (dtype == BE_F32) {
@@ -619,6 +621,38 @@ begin_nothing(void)
 }
 
 
+/* The same codes and scales as the CPU's: only BF16's rounding is between. */
+
+static void
+test_int4(void **state)
+{
+    both_t        old;
+    be_options_t  opt;
+
+    (void) state;
+
+    old = both;
+    memset(&opt, 0, sizeof(opt));
+    opt.weights = BE_INT4;
+    opt.threads = 1;
+    opt.pin = -1;
+    both.cpu = be_cpu_open(&opt, both.err);
+    opt.compute = BE_BF16;
+    both.cuda = be_cuda_open(&opt, both.err);
+    assert_true(both.cpu != NULL && both.cuda != NULL);
+
+    of_expert = 1;
+    experts(BE_BF16, 7, 6, 2, 70, 40);
+    begin_nothing();
+    experts(BE_F32, 1, 6, 2, 160, 257);
+    begin_nothing();
+    of_expert = 0;
+
+    (void) teardown(NULL);
+    both = old;
+}
+
+
 static void
 test_experts(void **state)
 {
@@ -641,7 +675,8 @@ main(void)
         cmocka_unit_test(test_linear),
         cmocka_unit_test(test_mlp),
         cmocka_unit_test(test_gate),
-        cmocka_unit_test(test_experts)
+        cmocka_unit_test(test_experts),
+        cmocka_unit_test(test_int4)
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

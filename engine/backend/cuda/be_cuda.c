@@ -73,17 +73,11 @@ static const be_t  cuda_table = {
 be_t *
 be_cuda_open(const be_options_t *opt, char *err)
 {
-    char       share[64], why[ERR_LEN];
+    char        share[64], why[ERR_LEN];
     be_cuda_t  *cuda;
 
     if (opt->compute != BE_BF16) {
         snprintf(err, ERR_LEN, "the cuda backend computes in bf16 only");
-        return NULL;
-    }
-
-    if (opt->weights != BE_F32 && opt->weights != BE_BF16) {
-        snprintf(err, ERR_LEN, "the cuda backend takes weights as they are, "
-                 "or in bf16");
         return NULL;
     }
 
@@ -114,8 +108,8 @@ be_cuda_open(const be_options_t *opt, char *err)
     /* Without memory for its key nothing is shared. */
 
     if (!opt->alone) {
-        snprintf(share, sizeof(share), "cuda %d%s", cuda->device,
-                 opt->weights == BE_BF16 ? " bf16" : "");
+        snprintf(share, sizeof(share), "cuda %d weights %d", cuda->device,
+                 (int) opt->weights);
         cuda->be.share = strdup(share);
     }
 

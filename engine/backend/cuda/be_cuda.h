@@ -48,6 +48,7 @@
 
 struct be_weight_s {
     cu_matrix_t      m;              /* n: all parts' rows */
+    cu_matrix_t     *dev;            /* the same on the device */
     uint32_t         parts;
     int              wide;           /* a table of float32 */
     void            *data;

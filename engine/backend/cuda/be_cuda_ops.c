@@ -33,6 +33,8 @@ be_cuda_act(be_cuda_t *cuda, cuda_scratch_t use, cu_mm_type_t type,
 
     memset(act, 0, sizeof(cu_act_t));
 
+    /* weights in INT4 are multiplied with BF16 */
+
     if (type == CU_MM_FP8) {
         act->ld = (dim + CU_GROUP - 1) / CU_GROUP * CU_GROUP;
         act->ld_scale = (rows + 3) / 4 * 4;
@@ -66,6 +68,7 @@ be_cuda_input(be_cuda_t *cuda, const float *x, uint32_t all, uint32_t row,
     cu_src_t        src;
     cuda_scratch_t  use;
 
+    type = (type == CU_MM_FP8) ? CU_MM_FP8 : CU_MM_BF16;
     known = (cuda->made == x && cuda->made_rows == all
              && cuda->made_dim == dim);
 

@@ -1,5 +1,7 @@
 /*
- * Matrices in the device's memory: BF16, or FP8 as the checkpoint has it.
+ * Matrices in the device's memory: BF16; FP8 as the checkpoint has it; routed
+ * experts in INT4, in the panels of be_quant.h, if that is what is wanted.  Of
+ * a converted checkpoint all that is not such an expert becomes BF16 again.
  *
  * A row begins at a multiple of 128 bytes.  Rows are made in pinned buffers
  * that take turns, so that making (reading the file, for the most part) and
@@ -29,11 +31,17 @@ typedef struct {
 
 
 static be_weight_t *weight_new(be_cuda_t *cuda, cu_mm_type_t type,
-    uint32_t rows, uint32_t cols, uint32_t parts, uint32_t ld, size_t scales,
-    size_t *copies, char *err);
+    uint32_t rows, uint32_t cols, uint32_t parts, uint32_t ld, size_t size,
+    size_t scales, size_t *copies, char *err);
 static int weight_check(const be_tensor_t *t, uint32_t parts, char *err);
 static be_weight_t *weight_f8(be_cuda_t *cuda, const be_tensor_t *t,
     size_t *copies, char *err);
+static be_weight_t *weight_int4(be_cuda_t *cuda, const be_tensor_t *t,
+    size_t *copies, char *err);
+static int weight_panel_int4(const be_tensor_t *t, uint32_t panel,
+    float *rows, uint8_t *to);
+static be_weight_t *weight_decoded(be_cuda_t *cuda, const be_tensor_t *t,
+    uint32_t parts, size_t *copies, char *err);
 static be_weight_t *weight_done(be_cuda_t *cuda, be_weight_t *w,
     weight_stage_t *s, char *err);
 static int weight_stages(be_cuda_t *cuda, char *err);
@@ -42,6 +50,7 @@ static void *weight_room(weight_stage_t *s, size_t size);
 static void weight_flush(weight_stage_t *s);
 static void weight_bytes(weight_stage_t *s, const void *p, size_t size);
 static void weight_row(const be_tensor_t *t, uint32_t row, uint16_t *to);
+static void weight_floats(const be_tensor_t *t, uint32_t row, float *to);
 static inline uint16_t weight_bf16(float x);
 static double weight_now(void);
 
@@ -50,7 +59,7 @@ be_weight_t *
 be_cuda_weight(be_t *be, const be_tensor_t *t, size_t *copies, char *err)
 {
     uint16_t        *to;
-    uint32_t         i, parts, stride, take;
+    uint32_t         i, ld, parts, stride, take;
     be_cuda_t       *cuda;
     be_weight_t     *w;
     weight_stage_t   s;
@@ -65,15 +74,32 @@ be_cuda_weight(be_t *be, const be_tensor_t *t, size_t *copies, char *err)
     stride = t->rows / parts;
     take = (t->take != 0) ? t->take : stride;
 
-    if (t->dtype == BE_F8E4M3 && cuda->opt.weights == BE_F32 && parts == 1
+    if (t->expert && cuda->opt.weights == BE_INT4
+        && (!t->made || t->dtype == BE_INT4))
+    {
+        return weight_int4(cuda, t, copies, err);
+    }
+
+    if (t->made && be_quant_panels(t->dtype)) {
+        return weight_decoded(cuda, t, parts, copies, err);
+    }
+
+    if (t->dtype == BE_F8E4M3 && cuda->opt.weights != BE_BF16 && parts == 1
         && take == stride)
     {
         return weight_f8(cuda, t, copies, err);
     }
 
-    w = weight_new(cuda, CU_MM_BF16, take * parts, t->cols, parts,
-                   (t->cols + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN, 0,
-                   copies, err);
+    if (cuda->opt.weights == BE_F8E4M3 || cuda->opt.weights == BE_INT8) {
+        snprintf(err, ERR_LEN, "the cuda backend makes no weights in fp8 or "
+                 "int8 of its own, only routed experts in int4");
+        return NULL;
+    }
+
+    ld = (t->cols + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
+    w = weight_new(cuda, CU_MM_BF16, take * parts, t->cols, parts, ld,
+                   (size_t) take * parts * ld * sizeof(uint16_t), 0, copies,
+                   err);
     if (w == NULL) {
         return NULL;
     }
@@ -126,7 +152,8 @@ be_cuda_weight_t(be_t *be, const be_tensor_t *t, uint32_t parts,
         goto done;
     }
 
-    w = weight_new(cuda, CU_MM_BF16, t->cols * parts, take, parts, ld, 0,
+    w = weight_new(cuda, CU_MM_BF16, t->cols * parts, take, parts, ld,
+                   (size_t) t->cols * parts * ld * sizeof(uint16_t), 0,
                    copies, err);
     if (w == NULL) {
         goto done;
@@ -175,11 +202,9 @@ be_cuda_table(be_t *be, const be_tensor_t *t, size_t *copies, char *err)
         return NULL;
     }
 
-    /* of float32 a row is two of BF16 */
-
-    w = weight_new(cuda, CU_MM_BF16, t->rows, t->cols, 1,
-                   t->dtype == BE_F32 ? 2 * t->cols : t->cols, 0, copies,
-                   err);
+    w = weight_new(cuda, CU_MM_BF16, t->rows, t->cols, 1, t->cols,
+                   (size_t) t->rows * t->cols
+                   * (t->dtype == BE_F32 ? 4 : 2), 0, copies, err);
     if (w == NULL) {
         return NULL;
     }
@@ -212,16 +237,16 @@ weight_f8(be_cuda_t *cuda, const be_tensor_t *t, size_t *copies, char *err)
 {
     uint8_t         *to;
     size_t           scales;
-    uint32_t         i;
+    uint32_t         i, ld;
     be_weight_t     *w;
     weight_stage_t   s;
 
     scales = (size_t) ((t->rows + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK)
              * t->scale_cols;
 
-    w = weight_new(cuda, CU_MM_FP8, t->rows, t->cols, 1,
-                   (t->cols + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK * WEIGHT_BLOCK,
-                   scales, copies, err);
+    ld = (t->cols + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK * WEIGHT_BLOCK;
+    w = weight_new(cuda, CU_MM_FP8, t->rows, t->cols, 1, ld,
+                   (size_t) t->rows * ld, scales, copies, err);
     if (w == NULL) {
         return NULL;
     }
@@ -243,6 +268,172 @@ weight_f8(be_cuda_t *cuda, const be_tensor_t *t, size_t *copies, char *err)
 
         memcpy(to, (const uint8_t *) t->data + (size_t) i * t->cols, t->cols);
         memset(to + t->cols, 0, w->m.ld - t->cols);
+    }
+
+    return weight_done(cuda, w, &s, err);
+}
+
+
+/*
+ * Panels as they are, or made here, which takes its time: a checkpoint that
+ * was converted is only copied.
+ */
+
+static be_weight_t *
+weight_int4(be_cuda_t *cuda, const be_tensor_t *t, size_t *copies, char *err)
+{
+    float           *rows;
+    size_t           panel;
+    uint8_t         *to;
+    uint32_t         i, panels;
+    be_weight_t     *w;
+    weight_stage_t   s;
+
+    panel = be_quant_panel(BE_INT4, t->cols);
+    panels = be_quant_part_panels(t->rows);
+    rows = malloc(((size_t) t->cols + BE_CHUNK) * BE_PANEL * sizeof(float));
+
+    if (rows == NULL || panel > CUDA_STAGE) {
+        snprintf(err, ERR_LEN, "no memory for a panel of %u columns",
+                 t->cols);
+        free(rows);
+        return NULL;
+    }
+
+    w = weight_new(cuda, CU_MM_INT4, t->rows, t->cols, 1, 0,
+                   (size_t) panels * panel, 0, copies, err);
+    if (w == NULL) {
+        free(rows);
+        return NULL;
+    }
+
+    weight_stage(&s, cuda, w->data);
+
+    if (t->made) {
+        weight_bytes(&s, t->data, (size_t) panels * panel);
+
+    } else {
+        for (i = 0; i < panels; i++) {
+            to = weight_room(&s, panel);
+
+            if (to == NULL) {
+                break;
+            }
+
+            if (weight_panel_int4(t, i, rows, to) != 0) {
+                snprintf(err, ERR_LEN, "a weight is not a number or beyond "
+                         "%g, which a quantised matrix cannot hold",
+                         BE_QUANT_MAX);
+                (void) cudaStreamSynchronize(cuda->load);
+                be_cuda_weight_free(&cuda->be, w);
+                free(rows);
+                return NULL;
+            }
+        }
+    }
+
+    free(rows);
+
+    return weight_done(cuda, w, &s, err);
+}
+
+
+/* Outputs and elements past the end are zero. */
+
+static int
+weight_panel_int4(const be_tensor_t *t, uint32_t panel, float *rows,
+    uint8_t *to)
+{
+    float     x[BE_PANEL * BE_CHUNK];
+    uint32_t  i, k, n, row;
+
+    memset(rows, 0, (size_t) t->cols * BE_PANEL * sizeof(float));
+
+    for (i = 0; i < BE_PANEL; i++) {
+        row = panel * BE_PANEL + i;
+
+        if (row < t->rows) {
+            weight_floats(t, row, rows + (size_t) i * t->cols);
+        }
+    }
+
+    for (i = 0; i < t->cols * BE_PANEL; i++) {
+        if (!(rows[i] >= -BE_QUANT_MAX && rows[i] <= BE_QUANT_MAX)) {
+            return -1;
+        }
+    }
+
+    for (k = 0; k < t->cols; k += BE_CHUNK) {
+        n = (t->cols - k < BE_CHUNK) ? t->cols - k : BE_CHUNK;
+        memset(x, 0, sizeof(x));
+
+        for (i = 0; i < BE_PANEL; i++) {
+            memcpy(x + i * BE_CHUNK, rows + (size_t) i * t->cols + k,
+                   n * sizeof(float));
+        }
+
+        be_quant_encode(BE_INT4, x, to);
+        to += be_quant_chunk(BE_INT4);
+    }
+
+    return 0;
+}
+
+
+/* Rows in BF16 of a matrix in panels. */
+
+static be_weight_t *
+weight_decoded(be_cuda_t *cuda, const be_tensor_t *t, uint32_t parts,
+    size_t *copies, char *err)
+{
+    float            x[BE_PANEL * BE_CHUNK];
+    size_t           chunk;
+    uint16_t        *to;
+    uint32_t         i, j, k, n, p, rows, ld;
+    be_weight_t     *w;
+    const uint8_t   *from;
+    weight_stage_t   s;
+
+    ld = (t->cols + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
+    rows = t->rows / parts;
+    chunk = be_quant_chunk(t->dtype);
+    from = t->data;
+
+    if ((size_t) ld * BE_PANEL * sizeof(uint16_t) > CUDA_STAGE) {
+        snprintf(err, ERR_LEN, "a matrix of %u columns is too large",
+                 t->cols);
+        return NULL;
+    }
+
+    w = weight_new(cuda, CU_MM_BF16, t->rows, t->cols, parts, ld,
+                   (size_t) t->rows * ld * sizeof(uint16_t), 0, copies, err);
+    if (w == NULL) {
+        return NULL;
+    }
+
+    weight_stage(&s, cuda, w->data);
+
+    for (p = 0; p < be_quant_part_panels(rows) * parts; p++) {
+        n = rows - p % be_quant_part_panels(rows) * BE_PANEL;
+        n = (n < BE_PANEL) ? n : BE_PANEL;
+        to = weight_room(&s, (size_t) n * ld * sizeof(uint16_t));
+
+        if (to == NULL) {
+            break;
+        }
+
+        memset(to, 0, (size_t) n * ld * sizeof(uint16_t));
+
+        for (k = 0; k < t->cols; k += BE_CHUNK, from += chunk) {
+            be_quant_decode(t->dtype, from, x);
+
+            for (i = 0; i < n; i++) {
+                for (j = 0; j < BE_CHUNK && k + j < t->cols; j++) {
+                    to[(size_t) i * ld + k + j]
+                        = weight_bf16(x[j * BE_PANEL + i]);
+                }
+            }
+        }
     }
 
     return weight_done(cuda, w, &s, err);
@@ -325,15 +516,15 @@ weight_check(const be_tensor_t *t, uint32_t parts, char *err)
         return -1;
     }
 
-    if (t->dtype != BE_F32 && t->dtype != BE_BF16
-        && (t->dtype != BE_F8E4M3 || t->made))
+    if (t->dtype != BE_F32 && t->dtype != BE_BF16 && t->dtype != BE_F8E4M3
+        && !t->made)
     {
-        snprintf(err, ERR_LEN, "the cuda backend takes no matrices of "
-                 "checkpoints that were converted to other types than bf16");
+        snprintf(err, ERR_LEN, "a matrix of type %d is not possible",
+                 (int) t->dtype);
         return -1;
     }
 
-    if (t->dtype == BE_F8E4M3
+    if (t->dtype == BE_F8E4M3 && !t->made
         && (t->scale == NULL
             || t->scale_cols != (t->cols + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK))
     {
@@ -365,9 +556,11 @@ weight_check(const be_tensor_t *t, uint32_t parts, char *err)
 
 static be_weight_t *
 weight_new(be_cuda_t *cuda, cu_mm_type_t type, uint32_t rows, uint32_t cols,
-    uint32_t parts, uint32_t ld, size_t scales, size_t *copies, char *err)
+    uint32_t parts, uint32_t ld, size_t size, size_t scales, size_t *copies,
+    char *err)
 {
     int           rc;
+    size_t        at;
     be_weight_t  *w;
 
     if (weight_stages(cuda, err) != 0) {
@@ -385,8 +578,11 @@ weight_new(be_cuda_t *cuda, cu_mm_type_t type, uint32_t rows, uint32_t cols,
         cuda->load_begin = weight_now();
     }
 
-    w->size = (size_t) rows * ld * (type == CU_MM_FP8 ? 1 : 2);
-    rc = cudaMalloc(&w->data, w->size);
+    /* its description for kernels behind it */
+
+    w->size = size;
+    at = (size + 255) / 256 * 256;
+    rc = cudaMalloc(&w->data, at + sizeof(cu_matrix_t));
 
     if (rc == 0 && scales > 0) {
         rc = cudaMalloc(&w->scale, scales * sizeof(float));
@@ -401,6 +597,7 @@ weight_new(be_cuda_t *cuda, cu_mm_type_t type, uint32_t rows, uint32_t cols,
         return NULL;
     }
 
+    w->dev = (cu_matrix_t *) (void *) ((uint8_t *) w->data + at);
     w->m.w = w->data;
     w->m.scale = w->scale;
     w->m.n = rows;
@@ -421,6 +618,11 @@ static be_weight_t *
 weight_done(be_cuda_t *cuda, be_weight_t *w, weight_stage_t *s, char *err)
 {
     weight_flush(s);
+
+    if (s->rc == 0) {
+        s->rc = cudaMemcpyAsync(w->dev, &w->m, sizeof(cu_matrix_t),
+                                cudaMemcpyHostToDevice, cuda->load);
+    }
 
     if (s->rc == 0) {
         s->rc = cudaStreamSynchronize(cuda->load);
@@ -587,6 +789,36 @@ weight_row(const be_tensor_t *t, uint32_t row, uint16_t *to)
         for (i = 0; i < t->cols; i++) {
             to[i] = weight_bf16(be_from_e4m3(from[at + i])
                                 * scale[i / WEIGHT_BLOCK]);
+        }
+    }
+}
+
+
+static void
+weight_floats(const be_tensor_t *t, uint32_t row, float *to)
+{
+    size_t          at;
+    uint16_t        h;
+    uint32_t        i, u;
+    const uint8_t  *from;
+
+    at = (size_t) row * t->cols;
+    from = t->data;
+
+    for (i = 0; i < t->cols; i++) {
+
+        if (t->dtype == BE_F32) {
+            memcpy(&to[i], from + (at + i) * 4, 4);
+
+        } else if (t->dtype == BE_BF16) {
+            memcpy(&h, from + (at + i) * 2, 2);
+            u = (uint32_t) h << 16;
+            memcpy(&to[i], &u, 4);
+
+        } else {
+            to[i] = be_from_e4m3(from[at + i])
+                    * t->scale[(size_t) (row / WEIGHT_BLOCK) * t->scale_cols
+                               + i / WEIGHT_BLOCK];
         }
     }
 }

@@ -3,7 +3,35 @@
 #include "backend/cuda/cu_util.cuh"
 
 
-#define MM_THREADS  128
+#define MM_THREADS     128
+#define MM_INT4_CHUNK  (128 + 1024)  /* bytes of 16 outputs by 128 */
+
+
+/* Element k of output o of a panel; be_quant.h says how it lies there. */
+
+static __device__ float
+mm_int4(const uint8_t *panel, uint32_t o, uint32_t k)
+{
+    float            scale;
+    uint32_t         code;
+    const uint16_t  *scales;
+
+    /* be_quant_levels */
+
+    static constexpr signed char  levels[16] = {
+        -127, -102, -81, -64, -49, -35, -22, -11, 0, 12, 24, 37, 51, 66, 84,
+        107
+    };
+
+    panel += (size_t) (k / CU_GROUP) * MM_INT4_CHUNK;
+    k %= CU_GROUP;
+    scales = (const uint16_t *) panel;
+    scale = cu_from_bf16(scales[k / 32 * 16 + o]);
+
+    code = panel[128 + k / 8 * 64 + o * 4 + k % 4] >> (k % 8 / 4 * 4) & 15;
+
+    return cu_from_bf16(cu_to_bf16((float) levels[code] * scale));
+}
 
 
 /*
@@ -27,6 +55,19 @@ mm_dot(const cu_matrix_t &m, const cu_act_t &x, uint32_t row, uint32_t col)
 
         for (i = 0; i < m.k; i++) {
             sum = fmaf(cu_from_bf16(a[i]), cu_from_bf16(b[i]), sum);
+        }
+
+        return sum;
+    }
+
+    if (m.type == CU_MM_INT4) {
+        a = (const uint16_t *) x.x + (size_t) row * x.ld;
+        c = (const uint8_t *) m.w
+            + (size_t) (col / 16) * ((m.k + CU_GROUP - 1) / CU_GROUP)
+              * MM_INT4_CHUNK;
+
+        for (i = 0; i < m.k; i++) {
+            sum = fmaf(cu_from_bf16(a[i]), mm_int4(c, col % 16, i), sum);
         }
 
         return sum;

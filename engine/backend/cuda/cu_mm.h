@@ -19,7 +19,8 @@ extern "C" {
 typedef enum { CU_MM_BF16 = 0, CU_MM_FP8, CU_MM_INT4 } cu_mm_type_t;
 
 /*
- * A matrix [n][k].  BF16, or e4m3fn with a float32 scale for each block of 128
+ * A matrix [n][k].  INT4: panels as be_quant.h has them, `ld` unused, with x
+ * in BF16, and level times scale rounded to BF16.  BF16, or e4m3fn with a float32 scale for each block of 128
  * x 128 at scale[r / 128 * ld_scale + c / 128].  `ld` in elements.
  */
 
