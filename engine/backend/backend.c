@@ -13,19 +13,6 @@
 #pragma weak be_cuda_memory
 
 
-int
-be_memory(const char *name, uint32_t ranks, uint64_t *bytes, char *err)
-{
-    *bytes = 0;
-
-    if (strcmp(name, "cuda") == 0 && be_cuda_memory != NULL) {
-        return be_cuda_memory(ranks, bytes, err);
-    }
-
-    return 0;
-}
-
-
 be_t *
 be_open(const char *name, const be_options_t *opt, char *err)
 {
@@ -41,4 +28,16 @@ be_open(const char *name, const be_options_t *opt, char *err)
              name, be_cuda_open != NULL ? ", cuda" : "");
 
     return NULL;
+}
+
+
+int
+be_memory(const char *name, uint32_t ranks, uint64_t *bytes, uint32_t *shared,
+    char *err)
+{
+    if (strcmp(name, "cuda") == 0 && be_cuda_memory != NULL) {
+        return be_cuda_memory(ranks, bytes, shared, err);
+    }
+
+    return 1;
 }

@@ -469,10 +469,12 @@ struct be_s {
 
 
 /*
- * Free memory that each of so many ranks of that backend can have, if it is a
- * device with its own; else 0 bytes.  0, or -1 with the reason in `err`.
+ * What is free on a device that `ranks` ranks use, as be_open() would spread
+ * them, and how many share it: of the one that has least for each.  0, 1: the
+ * backend has no memory of its own; -1 with the reason in `err`.
  */
-int be_memory(const char *name, uint32_t ranks, uint64_t *bytes, char *err);
+int be_memory(const char *name, uint32_t ranks, uint64_t *bytes,
+    uint32_t *shared, char *err);
 
 /*
  * Opens a backend for one rank.  `name` "cpu" (or "cuda", where built in).
@@ -495,8 +497,9 @@ be_t *be_cpu_open(const be_options_t *opt, char *err);
  */
 be_t *be_cuda_open(const be_options_t *opt, char *err);
 
-/* Free memory that each of so many ranks can have.  0, or -1 as above. */
-int be_cuda_memory(uint32_t ranks, uint64_t *bytes, char *err);
+/* be_memory() of that backend. */
+int be_cuda_memory(uint32_t ranks, uint64_t *bytes, uint32_t *shared,
+    char *err);
 
 /* NULL-terminated list of the kernel paths this processor can run. */
 const char *const *be_cpu_paths(void);

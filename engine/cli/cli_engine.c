@@ -22,8 +22,8 @@
 
 static uint32_t cli_kv_blocks(cli_stack_t *st, const cli_engine_t *cli,
     char *err);
-static int cli_kv_device(cli_stack_t *st, const cli_engine_t *cli,
-    uint64_t *blocks, char *err);
+static int cli_device(cli_stack_t *st, const cli_engine_t *cli,
+    uint32_t *blocks, char *err);
 static uint64_t cli_free_memory(void);
 static int cli_load(cli_stack_t *st, const cli_engine_t *cli, char *err);
 static void cli_stack_begin(void *ctx);
@@ -109,9 +109,24 @@ cli_stack_open(cli_stack_t *st, const cli_engine_t *cli, int tokenizer,
                                       cli->speculate);
     st->opt.max_logits = sched_max_logits(cli->max_batch, cli->prefill_chunk,
                                           cli->speculate);
-    st->opt.kv_blocks = cli_kv_blocks(st, cli, err);
+    st->block_size = model_kv_block_size(st->model, st->opt.compute,
+                                         st->opt.mtp);
 
-    if (st->opt.kv_blocks == 0) {
+    switch (cli_device(st, cli, &st->opt.kv_blocks, err)) {
+
+    case 0:
+        break;
+
+    case 1:
+        st->opt.kv_blocks = cli_kv_blocks(st, cli, err);
+
+        if (st->opt.kv_blocks != 0) {
+            break;
+        }
+
+        /* fall through */
+
+    default:
         goto failed;
     }
 
@@ -213,22 +228,10 @@ cli_kv_blocks(cli_stack_t *st, const cli_engine_t *cli, char *err)
 {
     uint64_t  want, have, memory;
 
-    st->block_size = model_kv_block_size(st->model, st->opt.compute,
-                                         st->opt.mtp);
-
     want = (uint64_t) cli->max_batch * ((st->max_context + 63) / 64);
-
-    have = want;
-
-    if (cli_kv_device(st, cli, &have, err) != 0) {
-        return 0;
-    }
 
     if (cli->kv_memory != 0) {
         want = cli->kv_memory / st->block_size;
-
-    } else if (strcmp(cli->backend, "cpu") != 0) {
-        want = have < want ? have : want;
 
     } else {
         memory = cli_free_memory();
@@ -249,46 +252,51 @@ cli_kv_blocks(cli_stack_t *st, const cli_engine_t *cli, char *err)
 
 
 /*
- * On a device: how many blocks there is room for beside all else.  0, or -1
- * with the numbers in `err` if it cannot hold the model.
+ * Plans the memory of devices before anything is loaded into it.  0; 1: there
+ * are none; or -1: it does not fit.
  */
 
 static int
-cli_kv_device(cli_stack_t *st, const cli_engine_t *cli, uint64_t *blocks,
+cli_device(cli_stack_t *st, const cli_engine_t *cli, uint32_t *blocks,
     char *err)
 {
-    uint64_t              memory;
-    model_plan_t          plan;
-    model_plan_options_t  opt;
-
-    if (be_memory(cli->backend, cli->ranks, &memory, err) != 0) {
-        return -1;
-    }
-
-    if (memory == 0) {
-        return 0;
-    }
+    int                    rc;
+    char                   why[ERR_LEN];
+    model_plan_t           plan;
+    model_plan_options_t   opt;
 
     memset(&opt, 0, sizeof(opt));
-    opt.ranks = cli->ranks * (cli->n_nodes > 1 ? cli->n_nodes : 1);
-    opt.nodes = cli->n_nodes > 1 ? cli->n_nodes : 1;
-    opt.memory = memory;
+
+    rc = be_memory(cli->backend, cli->ranks, &opt.memory, &opt.per_card, err);
+
+    if (rc != 0) {
+        return rc;
+    }
+
+    opt.ranks = cli->ranks * cli->n_nodes;
+    opt.nodes = cli->n_nodes;
     opt.weights = st->opt.weights;
     opt.redundant = cli->redundant;
     opt.max_rows = st->opt.max_rows;
     opt.max_logits = st->opt.max_logits;
     opt.max_batch = cli->max_batch;
-    opt.max_context = st->max_context;
+    opt.max_context = cli->max_context;
     opt.kv_memory = cli->kv_memory;
     opt.mtp = st->opt.mtp;
+    opt.exact = st->opt.fixed;
 
-    if (model_plan(model_config(st->model), &opt, &plan, err) != 0
-        || !plan.fits)
-    {
+    if (model_plan(model_config(st->model), &opt, &plan, err) != 0) {
         return -1;
     }
 
-    *blocks = plan.kv_blocks;
+    if (!plan.fits) {
+        memcpy(why, err, ERR_LEN);
+        snprintf(err, ERR_LEN, "it does not fit the device: %.450s", why);
+        return -1;
+    }
+
+    *blocks = (plan.kv_blocks > INT32_MAX / 64) ? INT32_MAX / 64
+                                                : (uint32_t) plan.kv_blocks;
 
     return 0;
 }

@@ -26,6 +26,8 @@
 #define PLAN_LAUNCHES  32            /* of a layer */
 #define PLAN_NCCL      (512 * PLAN_MIB)
 
+#define PLAN_DENSE     1024          /* rows of a dense MLP at once */
+#define PLAN_SPLITS    16            /* parts of the router's sums */
 #define PLAN_KV_LEAST  2             /* blocks; the engine takes no fewer */
 
 #define PLAN_FP8_SCALE  128          /* latent elements of a scale, FP8 KV */
@@ -35,6 +37,7 @@ typedef struct {
     const model_config_t        *c;
     const model_plan_options_t  *opt;
     model_plan_t                *plan;
+    uint32_t                     per_card;
 } plan_t;
 
 
@@ -71,6 +74,7 @@ model_plan(const model_config_t *c, const model_plan_options_t *opt,
     p.c = c;
     p.opt = opt;
     p.plan = plan;
+    p.per_card = (opt->per_card != 0) ? opt->per_card : 1;
 
     if (plan_check(&p, err) != 0) {
         return -1;
@@ -172,7 +176,8 @@ plan_weights(const plan_t *p)
     b = p->plan->bytes;
 
     slots = c->gate.experts + p->opt->redundant;
-    p->plan->experts = (slots + p->opt->ranks - 1) / p->opt->ranks;
+    slots = (slots + p->opt->ranks - 1) / p->opt->ranks * p->per_card;
+    p->plan->experts = (slots < c->gate.experts) ? slots : c->gate.experts;
 
     b[MODEL_PLAN_EMBEDDING] = plan_matrix(BE_BF16, c->vocab, c->hidden);
     b[MODEL_PLAN_HEAD] = c->tied ? 0 : b[MODEL_PLAN_EMBEDDING];
@@ -358,48 +363,65 @@ model_plan_activations(const model_config_t *c, uint32_t max_rows,
 static void
 plan_buffers(const plan_t *p)
 {
-    uint64_t                     rows, all, pairs, scales, size, layers, n;
+    int                          fp8;
+    uint64_t                     rows, all, pairs, row, layers, n, each;
+    uint64_t                    *b;
     const model_config_t        *c;
     const model_plan_options_t  *opt;
 
     c = p->c;
+    b = p->plan->bytes;
     opt = p->opt;
     rows = opt->max_rows;
     all = rows * opt->ranks;
     layers = c->layers + (opt->mtp != 0);
+    fp8 = p->plan->expert_type == BE_F8E4M3;
 
-    p->plan->bytes[MODEL_PLAN_ACTIVATIONS] =
-        model_plan_activations(c, opt->max_rows, opt->max_logits, opt->mtp);
+    b[MODEL_PLAN_ACTIVATIONS] = model_plan_activations(c, opt->max_rows,
+                                                       opt->max_logits,
+                                                       opt->mtp);
 
-    /* a rank alone keeps its rows where they are */
+    /* a row as it travels; a rank alone keeps its rows where they are */
 
-    scales = (c->hidden + PLAN_SCALES - 1) / PLAN_SCALES * sizeof(float);
+    row = fp8 ? (c->hidden + PLAN_SCALES - 1) / PLAN_SCALES
+                * (PLAN_SCALES + sizeof(float))
+              : (uint64_t) c->hidden * 2;
 
     if (opt->ranks > 1) {
-        p->plan->bytes[MODEL_PLAN_EXCHANGE] =
-            all * (c->hidden + scales)
-            + all * c->gate.top_k * 2 * sizeof(uint32_t)
-            + rows * c->gate.top_k * c->hidden * 2;
+        b[MODEL_PLAN_EXCHANGE] =
+            all * (row + c->gate.top_k * sizeof(int32_t))
+            + (opt->exact ? 0 : rows * c->gate.top_k * c->hidden * 2);
     }
 
-    pairs = (c->gate.top_k < p->plan->experts) ? c->gate.top_k
-                                               : p->plan->experts;
-    pairs *= all;
-    size = (p->plan->expert_type == BE_BF16) ? 2 : 1;
+    each = (p->plan->experts + p->per_card - 1) / p->per_card;
+    pairs = ((c->gate.top_k < each) ? c->gate.top_k : each) * all;
 
-    p->plan->bytes[MODEL_PLAN_WORKSPACE] =
-        pairs * size * (c->hidden + c->moe_inter) + PLAN_PRODUCTS;
+    /* gate and up in float32, and what follows in the type of a product */
+
+    n = pairs * (row + c->moe_inter * (uint64_t) (fp8 ? 9 : 10) + 20);
+
+    if (opt->ranks > 1 && !opt->exact) {
+        n += pairs * c->hidden * sizeof(float);
+    }
+
+    n += (rows < PLAN_DENSE ? rows : PLAN_DENSE) * c->inter * 10
+         + rows * c->gate.experts * PLAN_SPLITS * sizeof(float);
+
+    b[MODEL_PLAN_WORKSPACE] = n + n / 4 + PLAN_PRODUCTS;
 
     /* one graph for each batch of 1, 2, 4, … sequences */
 
     for (n = 1; n < opt->max_batch; n *= 2) {
-        p->plan->bytes[MODEL_PLAN_GRAPHS] += layers * PLAN_LAUNCHES
-                                             * PLAN_LAUNCH;
+        b[MODEL_PLAN_GRAPHS] += layers * PLAN_LAUNCHES * PLAN_LAUNCH;
     }
 
-    p->plan->bytes[MODEL_PLAN_GRAPHS] += layers * PLAN_LAUNCHES * PLAN_LAUNCH;
-    p->plan->bytes[MODEL_PLAN_RUNTIME] = PLAN_CONTEXT
-                                         + (opt->nodes > 1 ? PLAN_NCCL : 0);
+    b[MODEL_PLAN_GRAPHS] += layers * PLAN_LAUNCHES * PLAN_LAUNCH;
+
+    for (n = MODEL_PLAN_ACTIVATIONS; n <= MODEL_PLAN_GRAPHS; n++) {
+        b[n] *= p->per_card;
+    }
+
+    b[MODEL_PLAN_RUNTIME] = PLAN_CONTEXT + (opt->nodes > 1 ? PLAN_NCCL : 0);
 }
 
 
@@ -433,6 +455,7 @@ plan_kv(const plan_t *p)
                                          : c->max_context;
     want = (context + BE_BLOCK - 1) / BE_BLOCK * p->opt->max_batch;
     left = (plan->memory > plan->total) ? plan->memory - plan->total : 0;
+    left /= p->per_card;
 
     if (p->opt->kv_memory != 0) {
         want = p->opt->kv_memory / plan->kv_block;
@@ -445,7 +468,8 @@ plan_kv(const plan_t *p)
     plan->kv_tokens = plan->kv_blocks * BE_BLOCK;
     plan->max_context = (uint32_t) (plan->kv_tokens < context ? plan->kv_tokens
                                                               : context);
-    plan->bytes[MODEL_PLAN_KV] = plan->kv_blocks * plan->kv_block;
+    plan->bytes[MODEL_PLAN_KV] = plan->kv_blocks * plan->kv_block
+                                 * p->per_card;
     plan->total += plan->bytes[MODEL_PLAN_KV];
 }
 
@@ -462,7 +486,7 @@ plan_verdict(const plan_t *p, char *err)
     p->plan->fits = 0;
 
     if (plan->total > plan->memory) {
-        model_error(err, "a rank would hold %.1f GiB, the card has %.1f: "
+        model_error(err, "a card would hold %.1f GiB and has %.1f: "
                     "weights %.1f GiB (of them routed experts %.1f), KV cache "
                     "%.1f, buffers and runtime %.1f", plan->total / PLAN_GIB,
                     plan->memory / PLAN_GIB, plan->weights / PLAN_GIB,

@@ -13,11 +13,16 @@
  * The largest rank counts: of E experts and R replicas over N ranks it has
  * ceil((E + R) / N) in each layer.  All other weights are on every rank.
  *
- * Exchange: rows that other ranks send, FP8 with a scale for 128 elements,
- * each at most once to each rank, and the lists of their experts; at home one
- * BF16 contribution for each (row, expert).  Workspace: what the experts'
- * products take in and hand on if all rows of all ranks come here.  Activations
- * are float32 as model_rank.c has them, and a test compares the two.
+ * Exchange (cu_exchange.h): rows that other ranks send, BF16 or, for FP8
+ * experts, FP8 with a scale for 128 elements, each at most once to each rank,
+ * and their slots; at home one BF16 contribution for each (row, expert).
+ * Workspace: what the experts' products take in and hand on if all rows of all
+ * ranks come here, what a dense MLP does, and a quarter more, by which such
+ * memory grows.  Activations are float32 as model_rank.c has them, and a test
+ * compares the two.
+ *
+ * Ranks that share a card share the weights there; of everything else each
+ * has its own, and it is their sum that is given.
  *
  * What the CUDA runtime itself, graphs and NCCL take is not known before; it
  * is assumed (model_plan.c says how) and reported as its own lines.
@@ -32,6 +37,7 @@
 typedef struct {
     uint32_t    ranks;               /* of all nodes, one a card */
     uint32_t    nodes;
+    uint32_t    per_card;            /* ranks that share one, 0: 1 */
     uint64_t    memory;              /* bytes of a card */
     be_dtype_t  weights;             /* BE_F32: as the checkpoint has them;
                                         BE_INT4: routed experts alone */
@@ -43,6 +49,7 @@ typedef struct {
     uint32_t    max_context;         /* 0: the model's */
     uint64_t    kv_memory;           /* 0: what is left, if it can be used */
     int         mtp;                 /* the drafting layer is loaded, too */
+    int         exact;               /* contributions are float32 */
 } model_plan_options_t;
 
 typedef enum {
@@ -71,10 +78,10 @@ typedef struct {
     uint64_t    total;
     uint64_t    memory;              /* of the card */
     uint64_t    kv_block;            /* bytes of 64 tokens, all layers */
-    uint64_t    kv_blocks;
+    uint64_t    kv_blocks;           /* of a rank */
     uint64_t    kv_tokens;
     uint32_t    max_context;         /* that these can hold */
-    uint32_t    experts;             /* of a layer, here */
+    uint32_t    experts;             /* of a layer, on this card */
     be_dtype_t  dense_type;
     be_dtype_t  expert_type;
     double      params;              /* of the model, without MTP */

@@ -132,7 +132,11 @@ test_v3_fp8(void **state)
     assert_int_equal(p.kv_block, 64 * 70272);
     assert_true(p.params > 671.0e9 && p.params < 671.1e9);
 
-    assert_non_null(strstr(err, "the card has 79.6"));
+    /* 8 x 288 rows of 7168 e4m3 and 56 scales, 8 slots; 8 BF16 rows home */
+    assert_int_equal(p.bytes[MODEL_PLAN_EXCHANGE],
+                     2304 * (7168 + 224 + 32) + 288 * 8 * 7168 * 2);
+
+    assert_non_null(strstr(err, "GiB and has 79.6"));
     assert_non_null(strstr(err, "routed experts 76.1"));
     assert_true(p.total > 95 * GIB);
 }
@@ -226,6 +230,47 @@ test_lite(void **state)
 }
 
 
+/* Two ranks on one card: all experts once, all else but weights twice. */
+
+static void
+test_shared_card(void **state)
+{
+    char                  err[ERR_LEN];
+    model_plan_t          one, two;
+    model_config_t        c;
+    model_plan_options_t  opt;
+
+    (void) state;
+
+    config(lite, &c);
+    memset(&opt, 0, sizeof(opt));
+    opt.ranks = 2;
+    opt.nodes = 1;
+    opt.memory = 80 * GIB;
+    opt.max_rows = 288;
+    opt.max_logits = 96;
+    opt.max_batch = 32;
+    opt.kv_memory = GIB;
+
+    assert_int_equal(model_plan(&c, &opt, &one, err), 0);
+    opt.per_card = 2;
+    assert_int_equal(model_plan(&c, &opt, &two, err), 0);
+
+    assert_true(one.fits && two.fits);
+    assert_int_equal(two.weights, UINT64_C(31420037120));
+    assert_int_equal(two.weights - one.weights, UINT64_C(14394851328));
+    assert_int_equal(two.kv_blocks, one.kv_blocks);
+
+    assert_int_equal(two.bytes[MODEL_PLAN_KV], 2 * one.bytes[MODEL_PLAN_KV]);
+    assert_int_equal(two.bytes[MODEL_PLAN_EXCHANGE],
+                     2 * one.bytes[MODEL_PLAN_EXCHANGE]);
+    assert_int_equal(two.bytes[MODEL_PLAN_WORKSPACE],
+                     2 * one.bytes[MODEL_PLAN_WORKSPACE]);
+    assert_int_equal(two.bytes[MODEL_PLAN_RUNTIME],
+                     one.bytes[MODEL_PLAN_RUNTIME]);
+}
+
+
 static void
 test_moonlight(void **state)
 {
@@ -246,9 +291,9 @@ test_moonlight(void **state)
     /* 32 sequences of 8192 tokens are all that can be used */
     assert_int_equal(p.kv_tokens, 32 * 8192);
 
-    /* 2 x 288 rows of 2048 and 16 scales, 6 pairs of ids; 6 BF16 rows home */
+    /* 2 x 288 rows of 2048 in BF16 with 6 slots; 6 BF16 rows each home */
     assert_int_equal(p.bytes[MODEL_PLAN_EXCHANGE],
-                     576 * (2048 + 64 + 48) + 288 * 6 * 2048 * 2);
+                     576 * (4096 + 24) + 288 * 6 * 2048 * 2);
 }
 
 
@@ -344,11 +389,11 @@ test_refused(void **state)
 
     o = opt;
     o.kv_memory = 60 * GIB;
-    refused(&c, &o, "the card has 80.0");
+    refused(&c, &o, "GiB and has 80.0");
 
     o = opt;
     o.memory = GIB;
-    refused(&c, &o, "the card has 1.0");
+    refused(&c, &o, "GiB and has 1.0");
 }
 
 
@@ -446,6 +491,7 @@ main(void)
         cmocka_unit_test(test_v3_int4),
         cmocka_unit_test(test_v3_mtp),
         cmocka_unit_test(test_lite),
+        cmocka_unit_test(test_shared_card),
         cmocka_unit_test(test_moonlight),
         cmocka_unit_test(test_k2),
         cmocka_unit_test(test_refused),

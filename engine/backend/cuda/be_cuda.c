@@ -118,11 +118,14 @@ be_cuda_open(const be_options_t *opt, char *err)
 
 
 int
-be_cuda_memory(uint32_t ranks, uint64_t *bytes, char *err)
+be_cuda_memory(uint32_t ranks, uint64_t *bytes, uint32_t *shared, char *err)
 {
-    int     i, rc, devices, used;
-    size_t  room, total;
+    int       i, rc, devices;
+    size_t    has, all;
+    uint32_t  n;
 
+    *bytes = 0;
+    *shared = 1;
     devices = 0;
     rc = cudaGetDeviceCount(&devices);
 
@@ -130,24 +133,24 @@ be_cuda_memory(uint32_t ranks, uint64_t *bytes, char *err)
         rc = cudaErrorNoDevice;
     }
 
-    used = ((uint32_t) devices < ranks) ? devices : (int) ranks;
-    *bytes = UINT64_MAX;
-
-    for (i = 0; rc == 0 && i < used; i++) {
+    for (i = 0; i < devices && (uint32_t) i < ranks && rc == 0; i++) {
         rc = cudaSetDevice(i);
 
         if (rc == 0) {
-            rc = cudaMemGetInfo(&room, &total);
+            rc = cudaMemGetInfo(&has, &all);
         }
 
-        if (rc == 0) {
-            room /= (ranks + (uint32_t) devices - 1) / (uint32_t) devices;
-            *bytes = room < *bytes ? room : *bytes;
+        n = (ranks - (uint32_t) i + (uint32_t) devices - 1)
+            / (uint32_t) devices;
+
+        if (rc == 0 && (*bytes == 0 || has / n < *bytes / *shared)) {
+            *bytes = has;
+            *shared = n;
         }
     }
 
     if (rc != 0) {
-        snprintf(err, ERR_LEN, "CUDA: no device's memory is known: %s",
+        snprintf(err, ERR_LEN, "CUDA: no CUDA device: %s",
                  cudaGetErrorString((cudaError_t) rc));
         return -1;
     }
