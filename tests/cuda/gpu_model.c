@@ -293,6 +293,8 @@ check(const model_field_t *style, const way_t *way, uint32_t n_ways)
         }
     }
 
+    memset(&want, 0, sizeof(want));
+
     compute(model, "cpu", BE_F32, &way[0], &exact);
     compute(model, "cpu", BE_BF16, &way[0], &bf16);
     compute(model, "cuda", BE_BF16, &way[0], &want);
@@ -369,6 +371,22 @@ test_mtp(void **state)
 }
 
 
+/* The published sizes of the latent cache, whose attention has own kernels. */
+
+static void
+test_latent(void **state)
+{
+    static const model_field_t  published[] = {
+        { "kv_lora_rank", "512" }, { "qk_rope_head_dim", "64" },
+        { "num_attention_heads", "5" }, { NULL, NULL }
+    };
+
+    (void) state;
+    check(published, ways, sizeof(ways) / sizeof(ways[0]));
+    check(published, mtp_ways, sizeof(mtp_ways) / sizeof(mtp_ways[0]));
+}
+
+
 /* What the backend cannot do is said when it is opened. */
 
 static void
@@ -399,6 +417,7 @@ main(void)
         cmocka_unit_test(test_v3),
         cmocka_unit_test(test_v2),
         cmocka_unit_test(test_mtp),
+        cmocka_unit_test(test_latent),
         cmocka_unit_test(test_refused)
     };
 

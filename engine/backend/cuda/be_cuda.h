@@ -8,6 +8,7 @@
  *     be_cuda_weight.c   matrices: converted, staged, uploaded
  *     be_cuda_kv.c       the KV pool
  *     be_cuda_ops.c      operations, as launches
+ *     be_cuda_attend.c   attention, and its plan
  *     be_cuda_moe.c      router and experts
  *     be_cuda_blas.c     cuBLASLt
  *     be_cuda_peer.c     rows to and from other ranks of the process
@@ -33,6 +34,7 @@
 #include "backend/backend.h"
 #include "backend/cuda/cu_gate.h"
 #include "backend/cuda/cu_latent.h"
+#include "backend/cuda/cu_mla.h"
 #include "backend/cuda/cu_mm.h"
 #include "backend/cuda/cu_rows.h"
 #include "backend/cuda/cu_sample.h"
@@ -84,6 +86,7 @@ typedef enum {
     CUDA_PAIRS,
     CUDA_PAIRS_HOST,                 /* pairs that the host sorted */
     CUDA_DRAW,
+    CUDA_ATTEND,
     CUDA_PAIRS_PEER,                 /* pairs of several ranks */
     CUDA_PAIRS_Y,                    /* and what is made of them */
     CUDA_SCRATCH_MAX
@@ -93,6 +96,7 @@ typedef enum {
 
 typedef struct {
     cu_batch_t           b;
+    cu_mla_work_t        work;       /* unit NULL: the simple attention */
     float               *rope;       /* [rows][rope], by cu_rope_table() */
     int                  rope_made;  /* in this step */
 } cuda_batch_t;
@@ -102,6 +106,12 @@ typedef struct {
     uint64_t             used;
     cudaGraphExec_t      exec;       /* NULL: seen once, not yet recorded */
 } cuda_record_t;
+
+typedef struct {
+    uint32_t             heads;      /* 0: not one that the kernels know */
+    cu_mla_plan_t        plan;
+    cu_mla_group_t      *group;      /* [plan.max_rows] */
+} cuda_attend_t;
 
 /* An array of MLPs on the device. */
 
@@ -167,6 +177,7 @@ typedef struct {
     double               load_end;   /* and of the last */
 
     cuda_mlps_t         *mlps;
+    cuda_attend_t        attend;
     be_peer_t           *peer;       /* NULL: it exchanges with nobody */
 } be_cuda_t;
 
@@ -240,6 +251,22 @@ void be_cuda_mla_cache(be_t *be, be_kv_t *kv, uint32_t layer,
     const float *kva, const be_batch_t *b);
 void be_cuda_mla_query(be_t *be, const be_mla_t *mla, const be_rope_t *rope,
     const be_weight_t *w_uk, const float *q, const be_batch_t *b, float *ql);
+void be_cuda_latent(cu_latent_t *l, const be_mla_t *mla);
+
+/*
+ * be_cuda_attend.c.  be_cuda_attend_model() says whose attention is to come;
+ * be_cuda_attend_room() sees that steps of `rows` rows can be planned; 0, or
+ * -1.  be_cuda_attend_words() is what the plan of a batch padded to `rows` rows
+ * takes, and be_cuda_attend_plan() makes it, at `host` for `dev`: `at` and
+ * `first` are the step's, of the sequences in cuda->map.  0, or -1.
+ */
+void be_cuda_attend_model(be_cuda_t *cuda, const be_mla_t *mla);
+int be_cuda_attend_room(be_cuda_t *cuda, uint32_t rows);
+void be_cuda_attend_close(be_cuda_t *cuda);
+size_t be_cuda_attend_words(const be_cuda_t *cuda, uint32_t rows);
+int be_cuda_attend_plan(be_cuda_t *cuda, cuda_batch_t *batch,
+    const be_batch_t *b, const uint32_t *at, const uint32_t *first,
+    uint32_t *host, const uint32_t *dev);
 void be_cuda_mla_attend(be_t *be, be_kv_t *kv, uint32_t layer,
     const be_mla_t *mla, float scale, const float *ql, const be_batch_t *b,
     float *ol);

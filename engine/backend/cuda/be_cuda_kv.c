@@ -30,6 +30,7 @@ be_cuda_kv_open(be_t *be, uint32_t layers, uint32_t blocks,
         return NULL;
     }
 
+    be_cuda_attend_model(cuda, mla);
     pthread_mutex_init(&kv->lock, NULL);
 
     kv->layers = layers;

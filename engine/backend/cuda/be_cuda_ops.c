@@ -11,7 +11,6 @@
 
 static void ops_linear(be_cuda_t *cuda, const be_weight_t *w, const float *x,
     uint32_t rows, float *y, int add);
-static void ops_latent(cu_latent_t *l, const be_mla_t *mla);
 static const uint32_t *ops_rows(be_cuda_t *cuda, const uint32_t *row);
 
 
@@ -226,8 +225,8 @@ ops_linear(be_cuda_t *cuda, const be_weight_t *w, const float *x,
 
 /* --- latent attention ----------------------------------------------------- */
 
-static void
-ops_latent(cu_latent_t *l, const be_mla_t *mla)
+void
+be_cuda_latent(cu_latent_t *l, const be_mla_t *mla)
 {
     l->heads = mla->heads;
     l->nope = mla->nope;
@@ -260,7 +259,7 @@ be_cuda_mla_cache(be_t *be, be_kv_t *kv, uint32_t layer, const be_mla_t *mla,
         return;
     }
 
-    ops_latent(&l, mla);
+    be_cuda_latent(&l, mla);
     at = kv->data + (size_t) layer * kv->blocks * kv->block_size;
 
     (void) be_cuda_check(cuda, cu_cache(&l, &batch->b, table, w, eps, kva, at,
@@ -297,7 +296,7 @@ be_cuda_mla_query(be_t *be, const be_mla_t *mla, const be_rope_t *rope,
         return;
     }
 
-    ops_latent(&l, mla);
+    be_cuda_latent(&l, mla);
 
     if (be_cuda_check(cuda, cu_query(&l, &batch->b, table, q, p.x.x, ql,
                                      cuda->stream), "query")
@@ -322,31 +321,6 @@ be_cuda_mla_query(be_t *be, const be_mla_t *mla, const be_rope_t *rope,
     p.narrow = 1;
 
     (void) be_cuda_mm(cuda, &p);
-}
-
-
-void
-be_cuda_mla_attend(be_t *be, be_kv_t *kv, uint32_t layer, const be_mla_t *mla,
-    float scale, const float *ql, const be_batch_t *b, float *ol)
-{
-    uint8_t       *at;
-    be_cuda_t     *cuda;
-    cu_latent_t    l;
-    cuda_batch_t  *batch;
-
-    cuda = (be_cuda_t *) be;
-    batch = be_cuda_batch(cuda, b);
-
-    if (batch == NULL || cuda->failed) {
-        return;
-    }
-
-    ops_latent(&l, mla);
-    at = kv->data + (size_t) layer * kv->blocks * kv->block_size;
-
-    (void) be_cuda_check(cuda, cu_attend_simple(&l, &batch->b, scale, ql, at,
-                                                ol, cuda->stream),
-                         "attention");
 }
 
 

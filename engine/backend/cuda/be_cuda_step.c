@@ -8,6 +8,7 @@
  *     row id pos seq    L each, of the rows that give logits
  *     from              R, of drafts
  *     at first          R each, of the sequences in the order of their rows
+ *     attend            plans of both, see be_cuda_attend.c
  *     table             the sequences' KV blocks
  *
  * so that places depend on R and L alone.  A step that may be recorded is
@@ -37,6 +38,7 @@ typedef struct {
     size_t    from;
     size_t    at;
     size_t    first;
+    size_t    attend[2];
     size_t    table;
     size_t    end;
 } step_place_t;
@@ -82,11 +84,12 @@ be_cuda_bucket(uint32_t n, uint32_t max)
 int
 be_cuda_begin(be_t *be, be_step_t *step, char *err)
 {
-    int            rc;
-    uint32_t       rows, last, blocks, *host;
-    uint64_t       key;
-    be_cuda_t     *cuda;
-    step_place_t   p;
+    int              rc;
+    uint32_t         rows, last, blocks, *host;
+    uint64_t         key;
+    be_cuda_t       *cuda;
+    step_place_t     p;
+    const uint32_t  *dev;
 
     cuda = (be_cuda_t *) be;
     rc = 0;
@@ -112,6 +115,13 @@ be_cuda_begin(be_t *be, be_step_t *step, char *err)
 
     step_pad(cuda, step, &rows, &last);
 
+    if (be_cuda_attend_room(cuda, rows > step->max_rows ? rows
+                                                        : step->max_rows)
+        != 0)
+    {
+        goto failed;
+    }
+
     if (step_sequences(cuda, &step->all, &blocks) == 0) {
         goto failed;
     }
@@ -122,7 +132,9 @@ be_cuda_begin(be_t *be, be_step_t *step, char *err)
     p.from = p.last + 3 * (size_t) last;
     p.at = p.from + rows;
     p.first = p.at + rows;
-    p.table = p.first + rows;
+    p.attend[0] = p.first + rows;
+    p.attend[1] = p.attend[0] + be_cuda_attend_words(cuda, rows);
+    p.table = p.attend[1] + be_cuda_attend_words(cuda, last);
     p.end = p.table + blocks;
 
     if (step_room(cuda, p.end * STEP_WORD) != 0) {
@@ -130,7 +142,7 @@ be_cuda_begin(be_t *be, be_step_t *step, char *err)
     }
 
     host = (uint32_t *) (void *) cuda->host;
-    memset(host, 0, p.table * STEP_WORD);
+    memset(host, 0, p.attend[0] * STEP_WORD);
 
     step_rows(host + p.all, rows, &step->all, cuda->map);
     step_rows(host + p.last, last, &step->last, cuda->map);
@@ -149,8 +161,22 @@ be_cuda_begin(be_t *be, be_step_t *step, char *err)
     step_batch(cuda, &cuda->batch[0], &p, p.all, rows);
     step_batch(cuda, &cuda->batch[1], &p, p.last, last);
 
-    cuda->dev_row = (const uint32_t *) (const void *) cuda->dev + p.row;
-    cuda->dev_from = (const uint32_t *) (const void *) cuda->dev + p.from;
+    dev = (const uint32_t *) (const void *) cuda->dev;
+
+    if (be_cuda_attend_plan(cuda, &cuda->batch[0], &step->all, host + p.at,
+                            host + p.first, host + p.attend[0],
+                            dev + p.attend[0])
+        != 0
+        || be_cuda_attend_plan(cuda, &cuda->batch[1], &step->last,
+                               host + p.at, host + p.first,
+                               host + p.attend[1], dev + p.attend[1])
+           != 0)
+    {
+        goto failed;
+    }
+
+    cuda->dev_row = dev + p.row;
+    cuda->dev_from = dev + p.from;
 
     if (be_cuda_check(cuda, cudaMemcpyAsync(cuda->dev, cuda->host,
                                             p.end * STEP_WORD,
@@ -228,6 +254,7 @@ be_cuda_step_close(be_cuda_t *cuda)
 {
     step_stop(cuda);
     be_cuda_drop(cuda);
+    be_cuda_attend_close(cuda);
 
     (void) cudaFreeHost(cuda->host);
     (void) cudaFree(cuda->dev);
@@ -431,6 +458,7 @@ step_batch(be_cuda_t *cuda, cuda_batch_t *batch, const step_place_t *p,
     batch->b.first = dev + p->first;
     batch->b.table = (const int32_t *) dev + p->table;
     batch->b.rows = rows;
+    batch->work.unit = NULL;
     batch->rope_made = 0;
 }
 

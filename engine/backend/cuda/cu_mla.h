@@ -94,13 +94,13 @@ typedef struct {
     uint32_t         lanes;
     int              fixed;
 
+    uint32_t         max_rows;
     uint32_t         max_units;
-    uint32_t         max_merges;
     uint32_t         max_parts;      /* of 64 queries */
 
     cu_mla_unit_t   *unit;           /* [max_units], by lane */
     uint32_t        *lane;           /* [lanes + 1] */
-    cu_mla_merge_t  *merge;          /* [max_merges] */
+    cu_mla_merge_t  *merge;          /* [max_parts] */
     uint32_t         n_units;
     uint32_t         n_merge;
     uint32_t         n_parts;
@@ -133,6 +133,10 @@ typedef struct {
 int cu_mla_plan_open(cu_mla_plan_t *p, uint32_t heads, uint32_t sms,
     uint32_t max_rows, int fixed);
 void cu_mla_plan_close(cu_mla_plan_t *p);
+
+/* The most units and merges that a step of `rows` rows has. */
+uint32_t cu_mla_plan_units(const cu_mla_plan_t *p, uint32_t rows);
+uint32_t cu_mla_plan_merges(const cu_mla_plan_t *p);
 
 /* Plans a step.  0, or -1: it is larger than what there is room for. */
 int cu_mla_plan(cu_mla_plan_t *p, const cu_mla_group_t *group,

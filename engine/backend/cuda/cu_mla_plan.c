@@ -71,7 +71,7 @@ cu_mla_plan_open(cu_mla_plan_t *p, uint32_t heads, uint32_t sms,
     p->max_gangs = (uint32_t) gangs;
     p->max_units = (uint32_t) units;
     p->max_parts = MLA_PARTS * p->lanes * p->gang;
-    p->max_merges = p->max_parts;
+    p->max_rows = max_rows;
 
     p->unit = malloc(units * sizeof(cu_mla_unit_t));
     p->cut = malloc(units * sizeof(cu_mla_unit_t));
@@ -79,7 +79,7 @@ cu_mla_plan_open(cu_mla_plan_t *p, uint32_t heads, uint32_t sms,
     p->gangs = malloc(gangs * sizeof(cu_mla_unit_t));
     p->lane = malloc((p->lanes + 1) * sizeof(uint32_t));
     p->load = malloc(p->lanes * sizeof(uint64_t));
-    p->merge = malloc(p->max_merges * sizeof(cu_mla_merge_t));
+    p->merge = malloc(p->max_parts * sizeof(cu_mla_merge_t));
 
     if (p->unit == NULL || p->cut == NULL || p->of == NULL
         || p->gangs == NULL || p->lane == NULL || p->load == NULL
@@ -116,6 +116,20 @@ cu_mla_scratch_size(const cu_mla_plan_t *p)
     parts += p->fixed ? (size_t) p->lanes * p->gang : 0;
 
     return parts * CU_MLA_TILE * (CU_MLA_LORA + 2) * sizeof(float);
+}
+
+
+uint32_t
+cu_mla_plan_units(const cu_mla_plan_t *p, uint32_t rows)
+{
+    return p->max_gangs / p->max_rows * rows + MLA_PARTS * p->lanes;
+}
+
+
+uint32_t
+cu_mla_plan_merges(const cu_mla_plan_t *p)
+{
+    return p->max_parts;
 }
 
 
