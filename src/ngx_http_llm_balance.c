@@ -449,12 +449,14 @@ ngx_http_llm_balance_read(ngx_http_llm_balance_conf_t *bcf, ngx_log_t *log,
             sh->reader = reader;
         }
 
-        if (p == buf) {
-            *left = n;
+        sh->reader = reader;
+
+        /* A file that is read to its end gives less than was asked for. */
+
+        if (n < (ssize_t) sizeof(buf)) {
+            *left = buf + n - p;
             break;
         }
-
-        sh->reader = reader;
     }
 
     if (named > NGX_HTTP_LLM_BALANCE_NAMED) {
@@ -615,7 +617,6 @@ static void
 ngx_http_llm_balance_done(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
 {
     int64_t                       nano, had;
-    uint64_t                      left;
     ngx_http_llm_account_t       *account;
     ngx_http_llm_balance_conf_t  *bcf;
 
@@ -630,7 +631,7 @@ ngx_http_llm_balance_done(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
 
     bcf = ngx_http_get_module_main_conf(r, ngx_http_llm_balance_module);
 
-    (void) ngx_http_llm_balance_sync(bcf, r->connection->log, &left);
+    /* Whether it has a balance was read when the request was admitted. */
 
     if (ngx_http_llm_balance_find(bcf, &account->name, &had) == NGX_OK) {
         ngx_http_llm_balance_charge(r, bcf, &account->name, -nano);
