@@ -69,9 +69,10 @@ $(NGINX_TREE)/objs/Makefile: config tests/module.mk \
 
 SHIM_INC := $(addprefix -isystem $(NGINX_TREE)/,src/core src/event \
             src/event/modules src/os/unix objs)
-SHIM_SRC := $(addprefix src/ngx_http_llm_,tags.c prefix.c pick.c bucket.c) \
+SHIM_SRC := $(addprefix src/ngx_http_llm_,tags.c prefix.c pick.c bucket.c \
+                                       table.c) \
             tests/shim/ngx_shim.c
-SHIM_DEP := $(SHIM_SRC) $(addprefix src/ngx_http_llm_,prefix.h bucket.h) \
+SHIM_DEP := $(SHIM_SRC) $(addprefix src/ngx_http_llm_,prefix.h bucket.h table.h) \
             tests/shim/ngx_shim.h $(BUILD)/libllm.a $(NGINX_TREE)/objs/Makefile
 SHIM_CC   = $(CC) $(CFLAGS) $(SHIM_INC) -Isrc -Itests $(LDFLAGS) -o $@ $< \
             $(SHIM_SRC) $(BUILD)/libllm.a $(LDLIBS)
@@ -82,6 +83,11 @@ $(BUILD)/tests/bench/bench_route: tests/bench/bench_route.c $(SHIM_DEP)
 	$(Q)$(SHIM_CC)
 
 $(BUILD)/tests/test_http_prefix: tests/unit/test_http_prefix.c $(SHIM_DEP)
+	@mkdir -p $(@D)
+	@echo "CC $<"
+	$(Q)$(SHIM_CC) -lcmocka
+
+$(BUILD)/tests/test_http_table: tests/unit/test_http_table.c $(SHIM_DEP)
 	@mkdir -p $(@D)
 	@echo "CC $<"
 	$(Q)$(SHIM_CC) -lcmocka

@@ -14,6 +14,7 @@ size_t    shim_slab_left = SIZE_MAX / 2;
 size_t    shim_slab_used;
 uint64_t  shim_locks;
 
+ngx_uint_t            ngx_pagesize = 4096;
 volatile ngx_msec_t   ngx_current_msec;
 volatile ngx_time_t  *ngx_cached_time;
 
