@@ -4,6 +4,8 @@
 
 #include "ngx_http_llm_reply.h"
 
+#include <stdio.h>
+
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
@@ -133,14 +135,13 @@ ngx_http_llm_reply_check(const u_char *data, size_t size,
             || rec->size % 8 != 0
             || rec->size > size - off)
         {
-            (void) ngx_snprintf((u_char *) err, CHAN_ERR_LEN,
-                                "bad record size at %uz%Z", off);
+            (void) snprintf(err, CHAN_ERR_LEN, "bad record size at %zu", off);
             return NGX_ERROR;
         }
 
         if (rec->id >= nchoices) {
-            (void) ngx_snprintf((u_char *) err, CHAN_ERR_LEN,
-                                "no choice %uL%Z", rec->id);
+            (void) snprintf(err, CHAN_ERR_LEN, "no choice %lu",
+                            (unsigned long) rec->id);
             return NGX_ERROR;
         }
 
@@ -153,8 +154,8 @@ ngx_http_llm_reply_check(const u_char *data, size_t size,
 
     for (i = 0; i < nchoices; i++) {
         if (state[i] != NGX_HTTP_LLM_REPLY_FINISHED) {
-            (void) ngx_snprintf((u_char *) err, CHAN_ERR_LEN,
-                                "choice %ui is not whole%Z", i);
+            (void) snprintf(err, CHAN_ERR_LEN, "choice %lu is not whole",
+                            (unsigned long) i);
             return NGX_ERROR;
         }
     }
@@ -170,7 +171,7 @@ ngx_http_llm_reply_check_head(const u_char *data, size_t size,
     ngx_http_llm_reply_head_t  head;
 
     if (size < sizeof(head)) {
-        (void) ngx_snprintf((u_char *) err, CHAN_ERR_LEN, "too short%Z");
+        (void) snprintf(err, CHAN_ERR_LEN, "too short");
         return NGX_ERROR;
     }
 
@@ -179,27 +180,24 @@ ngx_http_llm_reply_check_head(const u_char *data, size_t size,
     if (head.magic != NGX_HTTP_LLM_REPLY_MAGIC
         || head.version != NGX_HTTP_LLM_REPLY_VERSION)
     {
-        (void) ngx_snprintf((u_char *) err, CHAN_ERR_LEN,
-                            "another format or version%Z");
+        (void) snprintf(err, CHAN_ERR_LEN, "another format or version");
         return NGX_ERROR;
     }
 
     if (head.size != size - sizeof(head)) {
-        (void) ngx_snprintf((u_char *) err, CHAN_ERR_LEN,
-                            "%uz bytes instead of %uL%Z",
-                            size - sizeof(head), head.size);
+        (void) snprintf(err, CHAN_ERR_LEN, "%zu bytes instead of %lu",
+                        size - sizeof(head), (unsigned long) head.size);
         return NGX_ERROR;
     }
 
     if (nchoices > NGX_HTTP_LLM_CHOICES_MAX || head.nchoices != nchoices) {
-        (void) ngx_snprintf((u_char *) err, CHAN_ERR_LEN,
-                            "%uD choices instead of %ui%Z", head.nchoices,
-                            nchoices);
+        (void) snprintf(err, CHAN_ERR_LEN, "%u choices instead of %lu",
+                        head.nchoices, (unsigned long) nchoices);
         return NGX_ERROR;
     }
 
     if (head.hash != ngx_http_llm_reply_hash(&head, data + sizeof(head))) {
-        (void) ngx_snprintf((u_char *) err, CHAN_ERR_LEN, "wrong hash%Z");
+        (void) snprintf(err, CHAN_ERR_LEN, "wrong hash");
         return NGX_ERROR;
     }
 
@@ -217,9 +215,8 @@ ngx_http_llm_reply_check_record(const chan_record_t *rec, u_char *state,
     const chan_accepted_t  *accepted;
 
     rc = CHAN_ERROR;
-    (void) ngx_snprintf((u_char *) err, CHAN_ERR_LEN,
-                        "event %ud is out of place%Z",
-                        (unsigned) rec->type);
+    (void) snprintf(err, CHAN_ERR_LEN, "event %u is out of place",
+                    (unsigned) rec->type);
 
     switch (rec->type) {
 
@@ -244,8 +241,7 @@ ngx_http_llm_reply_check_record(const chan_record_t *rec, u_char *state,
             rc = chan_get_finish(rec, &finish, err);
 
             if (rc == CHAN_OK && finish->reason == CHAN_CANCELLED) {
-                (void) ngx_snprintf((u_char *) err, CHAN_ERR_LEN,
-                                    "a choice was cancelled%Z");
+                (void) snprintf(err, CHAN_ERR_LEN, "a choice was cancelled");
                 rc = CHAN_ERROR;
             }
         }

@@ -108,6 +108,17 @@ $(BUILD)/tests/test_http_scan: tests/unit/test_http_scan.c \
 	$(Q)$(CC) $(CFLAGS) $(SHIM_INC) -Isrc $(LDFLAGS) -o $@ $< \
 	    src/ngx_http_llm_scan.c -lcmocka
 
+# Kept replies, with stand-ins for what they are made of and happen to.
+
+$(BUILD)/tests/test_http_reply: tests/unit/test_http_reply.c \
+        src/ngx_http_llm_reply.c $(wildcard src/*.h) $(BUILD)/libllm.a \
+        | $(NGINX_TREE)/objs/Makefile
+	@mkdir -p $(@D)
+	@echo "CC $<"
+	$(Q)$(CC) $(CFLAGS) -Wno-unused-parameter $(FUZZ_INC) \
+	    -isystem $(NGINX_TREE)/src/http/v2 -Isrc $(LDFLAGS) -o $@ $< \
+	    src/ngx_http_llm_reply.c $(BUILD)/libllm.a $(LDLIBS) -lcmocka
+
 # Fuzzers of the module (clang).  The request parser needs nginx's headers
 # and no nginx code.
 
