@@ -1,0 +1,474 @@
+/*
+ * Grouped products at DeepSeek-V3's shapes, beside what the device can do:
+ * a copy (bytes read and written) and cuBLASLt's BF16 product of 8192 cubed,
+ * measured in the same run.
+ *
+ *     bench_gemm [--small]      tiny shapes, to see that it runs
+ *
+ * Prefill: tera-operations a second; decode: bytes of the matrices, of the
+ * groups that have rows, a second, and the share of the copy's.  Each figure
+ * is the median of REPEATS, on random numbers.
+ */
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/be_quant.h"
+#include "backend/cuda/be_cuda.h"
+#include "backend/cuda/cu_gemm.h"
+
+
+#define REPEATS   15
+#define NOISE     (8u << 20)         /* bytes of random numbers */
+#define GROUPS    32
+
+#define OK(call)                                                              \
+    do {                                                                      \
+        int  ok_rc = (int) (call);                                            \
+                                                                              \
+        if (ok_rc != 0) {                                                     \
+            fprintf(stderr, "%s: error %d (%s), line %d\n", #call, ok_rc,     \
+                    cudaGetErrorString((cudaError_t) ok_rc), __LINE__);       \
+            exit(1);                                                          \
+        }                                                                     \
+    } while (0)
+
+
+typedef struct {
+    const char  *name;
+    uint32_t     groups;
+    uint32_t     rows;               /* of each group */
+    uint32_t     n;
+    uint32_t     k;
+    int          decode;
+} shape_t;
+
+typedef struct {
+    double  copy;                    /* bytes a second */
+    double  blas;                    /* operations a second, 0: not there */
+} ceiling_t;
+
+
+static double timed(void (*f)(void *), void *ctx);
+static void ceilings(ceiling_t *c, uint32_t side, size_t bytes);
+static void bench(const shape_t *s, cu_mm_type_t type, const ceiling_t *c);
+
+
+static cudaStream_t    stream;
+static uint64_t        seed = 88172645463325252ull;
+
+static const char *const  type_name[] = { "BF16", "FP8", "INT4" };
+
+static const shape_t  shapes[] = {
+    { "prefill, 4 experts", 4, 8192, 4096, 7168, 0 },
+    { "prefill, 4 experts", 4, 8192, 7168, 2048, 0 },
+    { "prefill, 8 experts", 8, 4096, 4096, 7168, 0 },
+    { "prefill, 32 experts", 32, 1024, 2048, 7168, 0 },
+    { "prefill, 32 experts", 32, 1024, 7168, 2048, 0 },
+    { "decode, 32 experts", 32, 1, 2048, 7168, 1 },
+    { "decode, 32 experts", 32, 4, 2048, 7168, 1 },
+    { "decode, 32 experts", 32, 8, 2048, 7168, 1 },
+    { "decode, 32 experts", 32, 16, 2048, 7168, 1 },
+    { "decode, 32 experts", 32, 16, 7168, 2048, 1 },
+    { "decode, 32 experts", 32, 32, 2048, 7168, 1 },
+    { "decode, 32 experts", 32, 64, 2048, 7168, 1 },
+    { "decode, 32 experts", 32, 128, 2048, 7168, 1 }
+};
+
+static const shape_t  small[] = {
+    { "prefill", 2, 150, 256, 256, 0 },
+    { "decode", 4, 3, 256, 256, 1 }
+};
+
+
+int
+main(int argc, char **argv)
+{
+    int         tiny;
+    size_t      i, n;
+    ceiling_t   c;
+    uint32_t    type;
+
+    tiny = (argc > 1 && strcmp(argv[1], "--small") == 0);
+
+    OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    ceilings(&c, tiny ? 256 : 8192, tiny ? 1 << 20 : (size_t) 1 << 30);
+
+    n = tiny ? sizeof(small) / sizeof(shape_t)
+             : sizeof(shapes) / sizeof(shape_t);
+
+    for (type = CU_MM_BF16; type <= CU_MM_INT4; type++) {
+        for (i = 0; i < n; i++) {
+            bench(tiny ? &small[i] : &shapes[i], (cu_mm_type_t) type, &c);
+        }
+    }
+
+    OK(cudaStreamDestroy(stream));
+
+    return 0;
+}
+
+
+/* --- time -------------------------------------------------------------- */
+
+static int
+by_size(const void *a, const void *b)
+{
+    double  x, y;
+
+    x = *(const double *) a;
+    y = *(const double *) b;
+
+    return (x > y) - (x < y);
+}
+
+
+/* Seconds, the median. */
+
+static double
+timed(void (*f)(void *), void *ctx)
+{
+    int          i;
+    float        ms;
+    double       t[REPEATS];
+    cudaEvent_t  from, to;
+
+    OK(cudaEventCreate(&from));
+    OK(cudaEventCreate(&to));
+
+    f(ctx);
+    f(ctx);
+
+    for (i = 0; i < REPEATS; i++) {
+        OK(cudaEventRecord(from, stream));
+        f(ctx);
+        OK(cudaEventRecord(to, stream));
+        OK(cudaEventSynchronize(to));
+        OK(cudaEventElapsedTime(&ms, from, to));
+        t[i] = ms * 1e-3;
+    }
+
+    OK(cudaEventDestroy(from));
+    OK(cudaEventDestroy(to));
+    qsort(t, REPEATS, sizeof(double), by_size);
+
+    return t[REPEATS / 2];
+}
+
+
+/* --- numbers ----------------------------------------------------------- */
+
+static uint32_t
+random_bits(void)
+{
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    seed ^= seed << 17;
+
+    return (uint32_t) (seed >> 32);
+}
+
+
+static float
+random_normal(void)
+{
+    int     i;
+    double  sum;
+
+    sum = 0;
+
+    for (i = 0; i < 4; i++) {
+        sum += random_bits() / 4294967296.0 - 0.5;
+    }
+
+    return (float) (sum * 1.7320508);
+}
+
+
+static uint16_t
+to_bf16(float f)
+{
+    uint32_t  u;
+
+    memcpy(&u, &f, 4);
+
+    return (uint16_t) ((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+
+/* `size` bytes on the device: BF16, e4m3fn or INT4 chunks, random. */
+
+static void *
+numbers(cu_mm_type_t type, size_t size)
+{
+    void      *dev;
+    size_t     i, n, at;
+    uint8_t   *host;
+    uint16_t   h;
+
+    n = NOISE / be_quant_chunk(BE_INT4) * be_quant_chunk(BE_INT4);
+    n = (size < n) ? size : n;
+
+    host = malloc(n + 2);
+    if (host == NULL) {
+        fprintf(stderr, "out of memory\n");
+        exit(1);
+    }
+
+    for (i = 0; i < n; i += 2) {
+        if (type == CU_MM_BF16
+            || (type == CU_MM_INT4 && i % be_quant_chunk(BE_INT4)
+                                      < be_quant_scales(BE_INT4)))
+        {
+            h = to_bf16(random_normal()
+                        * (type == CU_MM_INT4 ? 0.01f : 1.0f));
+            memcpy(host + i, &h, 2);
+
+        } else if (type == CU_MM_FP8) {
+            host[i] = be_to_e4m3(random_normal() * 60);
+            host[i + 1] = be_to_e4m3(random_normal() * 60);
+
+        } else {
+            host[i] = (uint8_t) random_bits();
+            host[i + 1] = (uint8_t) random_bits();
+        }
+    }
+
+    OK(cudaMalloc(&dev, size));
+
+    for (at = 0; at < size; at += n) {
+        OK(cudaMemcpy((uint8_t *) dev + at, host,
+                      (size - at < n) ? size - at : n,
+                      cudaMemcpyHostToDevice));
+    }
+
+    free(host);
+
+    return dev;
+}
+
+
+static float *
+scales(size_t n)
+{
+    float  *host;
+    void   *dev;
+    size_t  i;
+
+    host = malloc(n * sizeof(float));
+    if (host == NULL) {
+        fprintf(stderr, "out of memory\n");
+        exit(1);
+    }
+
+    for (i = 0; i < n; i++) {
+        host[i] = 0.001f * (float) (1 + random_bits() % 1000);
+    }
+
+    OK(cudaMalloc(&dev, n * sizeof(float)));
+    OK(cudaMemcpy(dev, host, n * sizeof(float), cudaMemcpyHostToDevice));
+    free(host);
+
+    return dev;
+}
+
+
+/* --- ceilings ---------------------------------------------------------- */
+
+typedef struct {
+    void          *from, *to;
+    size_t         size;
+    be_cuda_t     *cuda;
+    cuda_blas_t   *blas;
+    cu_mm_t        mm;
+} peak_t;
+
+
+static void
+peak_copy(void *ctx)
+{
+    peak_t  *p;
+
+    p = ctx;
+    OK(cudaMemcpyAsync(p->to, p->from, p->size, cudaMemcpyDeviceToDevice,
+                       stream));
+}
+
+
+static void
+peak_blas(void *ctx)
+{
+    peak_t  *p;
+
+    p = ctx;
+    OK(be_cuda_blas_mm(p->cuda, p->blas, &p->mm));
+}
+
+
+static void
+ceilings(ceiling_t *c, uint32_t side, size_t bytes)
+{
+    char    why[ERR_LEN];
+    peak_t  p;
+
+    memset(&p, 0, sizeof(p));
+    memset(c, 0, sizeof(ceiling_t));
+
+    p.size = bytes;
+    p.from = numbers(CU_MM_FP8, bytes);
+    OK(cudaMalloc(&p.to, bytes));
+
+    c->copy = 2.0 * (double) bytes / timed(peak_copy, &p);
+    printf("copy: %.0f GB/s, read and written\n", c->copy * 1e-9);
+
+    OK(cudaFree(p.from));
+    OK(cudaFree(p.to));
+
+    p.blas = be_cuda_blas_open(0, why);
+
+    if (p.blas == NULL) {
+        printf("cuBLASLt: %s\n", why);
+        return;
+    }
+
+    p.cuda = calloc(1, sizeof(be_cuda_t));
+    if (p.cuda == NULL) {
+        fprintf(stderr, "out of memory\n");
+        exit(1);
+    }
+
+    p.cuda->stream = stream;
+    p.mm.m.w = numbers(CU_MM_BF16, (size_t) side * side * 2);
+    p.mm.m.n = side;
+    p.mm.m.k = side;
+    p.mm.m.ld = side;
+    p.mm.x.x = numbers(CU_MM_BF16, (size_t) side * side * 2);
+    p.mm.x.ld = side;
+    OK(cudaMalloc(&p.mm.y, (size_t) side * side * 2));
+    p.mm.ldy = side;
+    p.mm.rows = side;
+    p.mm.batch = 1;
+    p.mm.narrow = 1;
+
+    c->blas = 2.0 * side * side * (double) side / timed(peak_blas, &p);
+    printf("cuBLASLt BF16, %u cubed: %.0f TFLOP/s\n", side, c->blas * 1e-12);
+
+    OK(cudaFree((void *) (uintptr_t) p.mm.m.w));
+    OK(cudaFree(p.mm.x.x));
+    OK(cudaFree(p.mm.y));
+    be_cuda_blas_close(p.blas);
+    free(p.cuda);
+}
+
+
+/* --- products ---------------------------------------------------------- */
+
+static void
+product(void *ctx)
+{
+    OK(cu_gemm_grouped(ctx, stream));
+}
+
+
+static void
+bench(const shape_t *s, cu_mm_type_t type, const ceiling_t *c)
+{
+    void          *w, *maps, *m, *offset;
+    size_t         each, bytes;
+    double         t, flops;
+    uint32_t       g, rows, blocks;
+    uint32_t       at[GROUPS + 1];
+    cu_gemm_t      p;
+    cu_matrix_t    matrix[GROUPS];
+    static CUtensorMap  map[GROUPS];
+
+    memset(&p, 0, sizeof(p));
+    memset(matrix, 0, sizeof(matrix));
+    rows = s->groups * s->rows;
+    blocks = (s->k + 127) / 128;
+
+    each = (type == CU_MM_INT4)
+           ? be_quant_size(BE_INT4, s->n, s->k, 1)
+           : (size_t) s->n * s->k * (type == CU_MM_BF16 ? 2 : 1);
+    w = numbers(type, each * s->groups);
+
+    for (g = 0; g < s->groups; g++) {
+        at[g] = g * s->rows;
+        matrix[g].w = (uint8_t *) w + each * g;
+        matrix[g].n = s->n;
+        matrix[g].k = s->k;
+        matrix[g].ld = s->k;
+        matrix[g].ld_scale = blocks;
+        matrix[g].type = type;
+
+        if (type == CU_MM_FP8) {
+            matrix[g].scale = scales((size_t) (s->n + 127) / 128 * blocks);
+        }
+
+        if (type != CU_MM_INT4) {
+            OK(cu_gemm_map(&matrix[g], &map[g]));
+        }
+    }
+
+    at[s->groups] = rows;
+
+    OK(cudaMalloc(&maps, sizeof(map)));
+    OK(cudaMalloc(&m, sizeof(matrix)));
+    OK(cudaMalloc(&offset, sizeof(at)));
+    OK(cudaMemcpy(maps, map, sizeof(map), cudaMemcpyHostToDevice));
+    OK(cudaMemcpy(m, matrix, sizeof(matrix), cudaMemcpyHostToDevice));
+    OK(cudaMemcpy(offset, at, sizeof(at), cudaMemcpyHostToDevice));
+
+    p.g.m = m;
+    p.g.offset = offset;
+    p.g.groups = s->groups;
+    p.g.rows = rows;
+    p.g.n = s->n;
+    p.g.k = s->k;
+    p.g.ldy = s->n;
+    p.g.x.ld = s->k;
+    p.g.x.ld_scale = (rows + 3) / 4 * 4;
+    p.g.x.x = numbers(type == CU_MM_FP8 ? CU_MM_FP8 : CU_MM_BF16,
+                      (size_t) rows * s->k * (type == CU_MM_FP8 ? 1 : 2));
+    p.maps = maps;
+    p.type = type;
+
+    if (type == CU_MM_FP8) {
+        p.g.x.scale = scales((size_t) blocks * p.g.x.ld_scale);
+    }
+
+    OK(cudaMalloc((void **) &p.g.y, (size_t) rows * s->n * sizeof(float)));
+
+    t = timed(product, &p);
+    flops = 2.0 * rows * s->n * (double) s->k;
+    bytes = each * s->groups;
+
+    printf("%-4s %-20s %5u rows each, %u x %u: %8.1f us, %6.1f TFLOP/s",
+           type_name[type], s->name, s->rows, s->n, s->k, t * 1e6,
+           flops / t * 1e-12);
+
+    if (s->decode) {
+        printf(", %5.0f GB/s, %2.0f %% of a copy",
+               (double) bytes / t * 1e-9,
+               100.0 * (double) bytes / t / c->copy);
+
+    } else if (c->blas > 0) {
+        printf(", %.2f of cuBLASLt in BF16", flops / t / c->blas);
+    }
+
+    printf("\n");
+
+    for (g = 0; g < s->groups; g++) {
+        OK(cudaFree((void *) (uintptr_t) matrix[g].scale));
+    }
+
+    OK(cudaFree(w));
+    OK(cudaFree(maps));
+    OK(cudaFree(m));
+    OK(cudaFree(offset));
+    OK(cudaFree(p.g.x.x));
+    OK(cudaFree(p.g.x.scale));
+    OK(cudaFree(p.g.y));
+}
