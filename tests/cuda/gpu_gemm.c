@@ -609,6 +609,112 @@ test_dense(void **state)
 }
 
 
+/* silu(m x) * (m_up x): the bits of two products and cu_act(). */
+
+static void
+test_act(void **state)
+{
+    void       *y, *act[2], *scale[2];
+    work_t      t, up;
+    size_t      size, size_scale;
+    uint8_t    *a, *b;
+    cu_src_t    src;
+    uint32_t    type, tile, r, c, way, ld, ld_scale, all, n;
+
+    static const uint32_t  count[] = { 5, 0, 30, 1 };
+
+    (void) state;
+    n = 200;
+
+    for (type = CU_MM_BF16; type <= CU_MM_INT4; type++) {
+        make(&t, (cu_mm_type_t) type, 4, count, n, 200);
+        make(&up, (cu_mm_type_t) type, 4, count, n, 200);
+        all = t.rows + SPARE;
+        ld = (n + 127) / 128 * 128;
+        ld_scale = (all + 3) / 4 * 4;
+        size = (size_t) all * ld * (type == CU_MM_FP8 ? 1 : 2);
+        size_scale = 2 * ld_scale * sizeof(float);
+        a = get(size);
+        b = get(size);
+
+        for (tile = 8; tile <= 128; tile *= 2) {
+            y = cu_put(NULL, 2 * (size_t) all * n * sizeof(float));
+
+            for (way = 0; way < 2; way++) {
+                act[way] = cu_put(NULL, size);
+                scale[way] = cu_put(NULL, size_scale);
+                CU_OK(cudaMemset(act[way], 0, size));
+                CU_OK(cudaMemset(scale[way], 0, size_scale));
+            }
+
+            t.p.tile = tile;
+            t.p.m_up = NULL;
+            t.p.g.y = y;
+            t.p.g.ldy = n;
+            CU_OK(cu_gemm_grouped(&t.p, NULL));
+
+            up.p.tile = tile;
+            up.p.g.x = t.p.g.x;
+            up.p.g.y = (float *) y + (size_t) all * n;
+            up.p.g.ldy = n;
+            CU_OK(cu_gemm_grouped(&up.p, NULL));
+
+            memset(&src, 0, sizeof(src));
+            src.x = y;
+            src.up = up.p.g.y;
+            src.ld = n;
+            src.rows = t.rows;
+            src.dim = n;
+            t.p.act.x = act[0];
+            t.p.act.scale = (type == CU_MM_FP8) ? scale[0] : NULL;
+            t.p.act.ld = ld;
+            t.p.act.ld_scale = ld_scale;
+            CU_OK(cu_act(&src, &t.p.act, NULL));
+
+            t.p.m_up = up.dev_m;
+            t.p.maps_up = up.dev_maps;
+            t.p.act.x = act[1];
+            t.p.act.scale = (type == CU_MM_FP8) ? scale[1] : NULL;
+            CU_OK(cu_gemm_grouped(&t.p, NULL));
+            CU_OK(cudaDeviceSynchronize());
+
+            if (type == CU_MM_FP8) {
+                cu_get(a, scale[0], size_scale);
+                cu_get(b, scale[1], size_scale);
+                assert_memory_equal(a, b, size_scale);
+            }
+
+            cu_get(a, act[0], size);
+            cu_get(b, act[1], size);
+
+            for (r = 0; r < all; r++) {
+                for (c = 0; c < n * (type == CU_MM_FP8 ? 1 : 2); c++) {
+                    size_t  at = (size_t) r * ld * (type == CU_MM_FP8 ? 1 : 2)
+                                 + c;
+
+                    if (a[at] != b[at]) {
+                        fail_msg("type %u, tile %u, row %u, byte %u: %u, not "
+                                 "%u", type, tile, r, c, b[at], a[at]);
+                    }
+                }
+            }
+
+            CU_OK(cudaFree(y));
+
+            for (way = 0; way < 2; way++) {
+                CU_OK(cudaFree(act[way]));
+                CU_OK(cudaFree(scale[way]));
+            }
+        }
+
+        free(a);
+        free(b);
+        drop(&t);
+        drop(&up);
+    }
+}
+
+
 static void
 test_refused(void **state)
 {
@@ -654,6 +760,7 @@ main(void)
         cmocka_unit_test(test_many),
         cmocka_unit_test(test_alone),
         cmocka_unit_test(test_dense),
+        cmocka_unit_test(test_act),
         cmocka_unit_test(test_refused)
     };
 

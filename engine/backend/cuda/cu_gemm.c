@@ -13,7 +13,6 @@
 
 
 static int gemm_possible(const cu_gemm_t *p);
-static uint32_t gemm_tile(const cu_gemm_t *p);
 
 
 int
@@ -45,7 +44,7 @@ cu_gemm_grouped(const cu_gemm_t *p, void *stream)
 
     memset(&l, 0, sizeof(l));
     l.stream = stream;
-    l.tile = gemm_tile(p);
+    l.tile = (p->tile != 0) ? p->tile : cu_gemm_tile(p);
 
     rc = cudaGetDevice(&device);
 
@@ -142,7 +141,12 @@ gemm_possible(const cu_gemm_t *p)
                    && p->g.x.ld_scale >= p->g.rows))
            && (p->g.offset != NULL || p->g.groups == 1)
            && (p->type == CU_MM_INT4 || p->maps != NULL || p->g.groups == 1)
-           && (p->g.py == NULL || (!p->narrow && !p->add));
+           && (p->g.py == NULL || (!p->narrow && !p->add))
+           && (p->m_up == NULL
+               || (p->act.x != NULL
+                   && (p->type == CU_MM_FP8) == (p->act.scale != NULL)
+                   && (p->type == CU_MM_INT4 || p->maps_up != NULL
+                       || p->g.groups == 1)));
 }
 
 
@@ -151,14 +155,12 @@ gemm_possible(const cu_gemm_t *p)
  * read once for most, and little is computed for nothing.
  */
 
-static uint32_t
-gemm_tile(const cu_gemm_t *p)
+uint32_t
+cu_gemm_tile(const cu_gemm_t *p)
 {
-    uint32_t  tile, rows;
+    uint32_t  tile, rows, most;
 
-    if (p->tile != 0) {
-        return p->tile;
-    }
+    most = (p->m_up != NULL) ? 64 : 128;
 
     rows = p->g.rows / p->g.groups;
 
@@ -166,7 +168,7 @@ gemm_tile(const cu_gemm_t *p)
         rows *= 2;
     }
 
-    for (tile = 8; tile < 128 && tile < rows; tile *= 2) {
+    for (tile = 8; tile < most && tile < rows; tile *= 2) {
         /* void */
     }
 

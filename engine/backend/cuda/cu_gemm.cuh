@@ -1,17 +1,18 @@
 /*
- * The kernel of cu_gemm.h, a template over type and rows of a tile.
+ * The kernel of cu_gemm.h, a template over type, rows of a tile and matrices:
+ * one, or two whose results become silu(first) * second.
  *
  * Shared memory, a stage of the ring: the matrix's part, the rows' part, and
  * (FP8) the rows' scales.  BF16: 64 elements of K, 128 x 128 and NT x 128
  * bytes with the 128-byte swizzle.  FP8: the same with 128 elements.  INT4:
  * 128 elements, eight chunks as they lie in memory, and rows twice NT x 128
- * bytes.
+ * bytes.  The rows lie in front, matrices follow.
  *
  * full[s]: one arrival and the bytes of the stage's copies.  empty[s]: one
  * arrival for each of the eight computing warps.
  *
- * Registers of a computing thread, with NT rows: NT / 2 sums, FP8 as many
- * again; outputs 64 w + 16 (warp % 4) + lane / 4 and 8 more of warpgroup w,
+ * Registers of a computing thread, with NT rows: NT / 2 sums of each matrix,
+ * FP8 as many of one again; outputs 64 w + 16 (warp % 4) + lane / 4 and 8 more of warpgroup w,
  * rows 8 j + 2 (lane % 4) and the next one.
  */
 
@@ -47,9 +48,14 @@ typedef struct {
     uint32_t             k;
     int                  narrow;
     int                  add;
+
+    /* the second matrices, and where silu(first) * second goes */
+    const cu_matrix_t   *m_up;
+    const CUtensorMap   *maps_up;
+    cu_act_t             act;
 } gemm_args_t;
 
-template <cu_mm_type_t TYPE, int NT>
+template <cu_mm_type_t TYPE, int NT, int PARTS>
 struct gemm_shape_t {
     static constexpr uint32_t  k = (TYPE == CU_MM_BF16) ? 64 : 128;
     static constexpr uint32_t  w = (TYPE == CU_MM_INT4) ? 8 * GEMM_CHUNK
@@ -58,7 +64,7 @@ struct gemm_shape_t {
                                                         : NT * 128;
     static constexpr uint32_t  scale = (TYPE == CU_MM_FP8)
                                        ? 1024 : 0;
-    static constexpr uint32_t  stage = w + x + scale;
+    static constexpr uint32_t  stage = PARTS * w + x + scale;
     static constexpr uint32_t  most = (CU_SMEM_MAX - 8192) / stage;
     static constexpr uint32_t  stages = (most < GEMM_STAGES) ? most
                                                              : GEMM_STAGES;
@@ -71,6 +77,7 @@ typedef struct {
     uint64_t  full[GEMM_STAGES];
     uint64_t  empty[GEMM_STAGES];
     uint32_t  first[CU_GEMM_GROUPS + 1];
+    float     top[GEMM_WARPS][128];  /* of each row, by warp */
 } gemm_head_t;
 
 typedef struct {
@@ -170,18 +177,30 @@ gemm_tile(const gemm_args_t &a, const gemm_head_t *head, uint32_t index,
 
 /* --- fetching ---------------------------------------------------------- */
 
-template <cu_mm_type_t TYPE, int NT>
+/* INT4: panels of a tile, and where the first one begins. */
+
+static __device__ __forceinline__ const uint8_t *
+gemm_panels(const cu_matrix_t *m, const gemm_tile_t &t, uint32_t blocks)
+{
+    return (const uint8_t *) m[t.group].w
+           + (size_t) (t.col / 16) * blocks * GEMM_CHUNK;
+}
+
+
+template <cu_mm_type_t TYPE, int NT, int PARTS>
 static __device__ __forceinline__ void
 gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
-    const CUtensorMap *w, const CUtensorMap *x, const CUtensorMap *scale)
+    const CUtensorMap *w, const CUtensorMap *w_up, const CUtensorMap *x,
+    const CUtensorMap *scale)
 {
-    typedef gemm_shape_t<TYPE, NT>  shape;
+    typedef gemm_shape_t<TYPE, NT, PARTS>  shape;
 
+    int                 part;
     uint32_t            i, tile, s, turn, block, blocks, bytes, panels;
-    uint8_t            *p;
+    uint8_t            *p, *q;
     gemm_tile_t         t;
-    const uint8_t      *codes;
-    const CUtensorMap  *map;
+    const uint8_t      *codes[2];
+    const CUtensorMap  *map[2];
 
     blocks = (a.k + shape::k - 1) / shape::k;
     s = 0;
@@ -190,19 +209,22 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
     for (tile = blockIdx.x; gemm_tile<NT>(a, head, tile, &t);
          tile += gridDim.x)
     {
-        map = (a.maps != NULL) ? a.maps + t.group : w;
-        codes = NULL;
+        map[0] = (a.maps != NULL) ? a.maps + t.group : w;
+        map[1] = (a.maps_up != NULL) ? a.maps_up + t.group : w_up;
+        codes[0] = NULL;
+        codes[1] = NULL;
         panels = 0;
 
         if (TYPE == CU_MM_INT4) {
-            codes = (const uint8_t *) a.m[t.group].w
-                    + (size_t) (t.col / 16) * blocks * GEMM_CHUNK;
+            codes[0] = gemm_panels(a.m, t, blocks);
+            codes[1] = (PARTS == 2) ? gemm_panels(a.m_up, t, blocks)
+                                    : NULL;
             panels = (a.n - t.col + 15) / 16;
             panels = (panels < 8) ? panels : 8;
         }
 
-        bytes = (TYPE == CU_MM_INT4) ? panels * GEMM_CHUNK + shape::x
-                                     : shape::w + shape::x;
+        bytes = shape::x + PARTS * (TYPE == CU_MM_INT4 ? panels * GEMM_CHUNK
+                                                       : shape::w);
         bytes += (TYPE == CU_MM_FP8) ? NT * 4 : 0;
 
         for (block = 0; block < blocks; block++) {
@@ -211,31 +233,38 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
             cu_mbar_wait(&head->empty[s], ~turn & 1);
             cu_mbar_expect(&head->full[s], bytes);
 
-            if (TYPE == CU_MM_INT4) {
-                for (i = 0; i < panels; i++) {
-                    cu_bulk_load(p + shape::x + i * GEMM_CHUNK,
-                                 codes + ((size_t) i * blocks + block)
-                                         * GEMM_CHUNK,
-                                 GEMM_CHUNK, &head->full[s], CU_KEEP_FIRST);
-                }
+#pragma unroll
+            for (part = 0; part < PARTS; part++) {
+                q = p + shape::x + part * shape::w;
 
-                cu_tma_load_2d(p, x, &head->full[s], (int) (block * 128),
-                               (int) t.row, CU_KEEP_LAST);
+                if constexpr (TYPE == CU_MM_INT4) {
+                    for (i = 0; i < panels; i++) {
+                        cu_bulk_load(q + i * GEMM_CHUNK,
+                                     codes[part]
+                                     + ((size_t) i * blocks + block)
+                                       * GEMM_CHUNK,
+                                     GEMM_CHUNK, &head->full[s],
+                                     CU_KEEP_FIRST);
+                    }
+
+                } else {
+                    cu_tma_load_2d(q, map[part], &head->full[s],
+                                   (int) (block * shape::k), (int) t.col,
+                                   CU_KEEP_FIRST);
+                }
+            }
+
+            cu_tma_load_2d(p, x, &head->full[s], (int) (block * shape::k),
+                           (int) t.row, CU_KEEP_LAST);
+
+            if (TYPE == CU_MM_INT4) {
                 cu_tma_load_2d(p + NT * 128, x, &head->full[s],
                                (int) (block * 128 + 64), (int) t.row,
-                               CU_KEEP_LAST);
-
-            } else {
-                cu_tma_load_2d(p + shape::x, map, &head->full[s],
-                               (int) (block * shape::k), (int) t.col,
-                               CU_KEEP_FIRST);
-                cu_tma_load_2d(p, x, &head->full[s],
-                               (int) (block * shape::k), (int) t.row,
                                CU_KEEP_LAST);
             }
 
             if (TYPE == CU_MM_FP8) {
-                cu_tma_load_2d(p + shape::x + shape::w, scale,
+                cu_tma_load_2d(p + shape::x + PARTS * shape::w, scale,
                                &head->full[s], (int) t.row, (int) block,
                                CU_KEEP_LAST);
             }
@@ -317,7 +346,7 @@ gemm_decode(const uint8_t *chunk, uint32_t o, uint32_t shift, uint32_t step,
 }
 
 
-/* One stage's products; `d` is the sums. */
+/* One stage's products; `d` is the sums.  BF16: not yet committed. */
 
 template <int NT>
 static __device__ __forceinline__ void
@@ -325,15 +354,11 @@ gemm_bf16(float *d, const uint8_t *w, const uint8_t *x, int first)
 {
     int  k;
 
-    cu_wgmma_fence();
-
 #pragma unroll
     for (k = 0; k < 4; k++) {
         cu_wgmma_bf16<NT>(d, cu_desc_k(w + 32 * k), cu_desc_k(x + 32 * k),
                           !first || k > 0);
     }
-
-    cu_wgmma_commit();
 }
 
 
@@ -376,15 +401,10 @@ gemm_fp8(float *d, const uint8_t *w, const uint8_t *x, const float *scale,
 }
 
 
-/*
- * Half of a stage: 64 elements.  The other half's products may still be under
- * way; `r` is not theirs.
- */
+/* INT4, half of a stage, 64 elements: registers, then products. */
 
-template <int NT>
 static __device__ __forceinline__ void
-gemm_int4(float *d, uint32_t *r, const uint8_t *chunk, const uint8_t *x,
-    uint32_t half, int first)
+gemm_half(const uint8_t *chunk, uint32_t half, uint32_t *r)
 {
     int       k;
     uint32_t  o, shift;
@@ -396,8 +416,14 @@ gemm_int4(float *d, uint32_t *r, const uint8_t *chunk, const uint8_t *x,
     for (k = 0; k < 4; k++) {
         gemm_decode(chunk, o, shift, half * 4 + k, r + 4 * k);
     }
+}
 
-    cu_wgmma_fence();
+
+template <int NT>
+static __device__ __forceinline__ void
+gemm_int4(float *d, const uint32_t *r, const uint8_t *x, int first)
+{
+    int  k;
 
 #pragma unroll
     for (k = 0; k < 4; k++) {
@@ -405,8 +431,6 @@ gemm_int4(float *d, uint32_t *r, const uint8_t *chunk, const uint8_t *x,
                              r[4 * k + 3], cu_desc_k(x + 32 * k),
                              !first || k > 0);
     }
-
-    cu_wgmma_commit();
 }
 
 
@@ -465,17 +489,126 @@ gemm_store(const gemm_args_t &a, const gemm_tile_t &t, const float *d)
 }
 
 
-template <cu_mm_type_t TYPE, int NT>
+/*
+ * silu(g) * u as inputs of the next product.  FP8: a tile is one group of 128
+ * outputs, its largest element found over lanes, warps and both warpgroups;
+ * the same arithmetic as cu_act().
+ */
+
+template <int NT, int FP8>
+static __device__ __forceinline__ void
+gemm_store_act(const gemm_args_t &a, gemm_head_t *head, const gemm_tile_t &t,
+    float *g, const float *u)
+{
+    int        i, k;
+    float      v, scale;
+    uint8_t   *q;
+    uint16_t  *h;
+    uint32_t   col, row, warp, lane;
+
+    warp = threadIdx.x / 32;
+    lane = threadIdx.x % 32;
+    col = t.col + warp * 16 + lane / 4;
+
+#pragma unroll
+    for (i = 0; i < NT / 2; i++) {
+        g[i] = (col + 8 * (i / 2 % 2) < a.n)
+               ? g[i] / (1.0f + expf(-g[i])) * u[i] : 0.0f;
+    }
+
+    if (FP8) {
+
+#pragma unroll
+        for (i = 0; i < NT / 2; i += 4) {
+#pragma unroll
+            for (k = 0; k < 2; k++) {
+                v = fmaxf(fabsf(g[i + k]), fabsf(g[i + k + 2]));
+                v = fmaxf(v, __shfl_xor_sync(0xffffffff, v, 4));
+                v = fmaxf(v, __shfl_xor_sync(0xffffffff, v, 8));
+                v = fmaxf(v, __shfl_xor_sync(0xffffffff, v, 16));
+
+                if (lane / 4 == 0) {
+                    head->top[warp][2 * i + 2 * lane + k] = v;
+                }
+            }
+        }
+
+        cu_named_sync(1, 256);
+    }
+
+#pragma unroll
+    for (i = 0; i < NT / 2; i += 4) {
+#pragma unroll
+        for (k = 0; k < 2; k++) {
+            row = 2 * i + 2 * (lane % 4) + k;
+            scale = 0.0f;
+
+            if (FP8) {
+                v = head->top[0][row];
+
+                for (warp = 1; warp < GEMM_WARPS; warp++) {
+                    v = fmaxf(v, head->top[warp][row]);
+                }
+
+                scale = fmaxf(v, 1e-4f) / 448.0f;
+            }
+
+            if (row >= t.count) {
+                continue;
+            }
+
+            row += t.row;
+
+            if (!FP8) {
+                h = (uint16_t *) a.act.x + (size_t) row * a.act.ld + col;
+
+                if (col < a.n) {
+                    h[0] = (uint16_t) cu_pack_bf16(g[i + k], 0.0f);
+                }
+
+                if (col + 8 < a.n) {
+                    h[8] = (uint16_t) cu_pack_bf16(g[i + k + 2], 0.0f);
+                }
+
+                continue;
+            }
+
+            q = (uint8_t *) a.act.x + (size_t) row * a.act.ld + col;
+            v = 1.0f / scale;
+
+            if (threadIdx.x / 4 == 0) {
+                a.act.scale[(size_t) (t.col / 128) * a.act.ld_scale + row] =
+                    scale;
+            }
+
+            if (col < a.n) {
+                q[0] = (uint8_t) cu_pack_e4m3(g[i + k] * v, 0, 0, 0);
+            }
+
+            if (col + 8 < a.n) {
+                q[8] = (uint8_t) cu_pack_e4m3(g[i + k + 2] * v, 0, 0, 0);
+            }
+        }
+    }
+
+    if (FP8) {
+        cu_named_sync(1, 256);
+    }
+}
+
+
+template <cu_mm_type_t TYPE, int NT, int PARTS>
 static __device__ __forceinline__ void
 gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
 {
-    typedef gemm_shape_t<TYPE, NT>  shape;
+    typedef gemm_shape_t<TYPE, NT, PARTS>  shape;
 
-    float           d[NT / 2], factor, next;
-    uint32_t        tile, s, turn, last, block, blocks, half;
+    int             part, half;
+    float           d[PARTS][NT / 2], factor[PARTS], next[PARTS];
+    uint32_t        tile, s, turn, last, block, blocks;
     uint32_t        r[2][16];
     gemm_tile_t     t;
-    const float    *factors;
+    const float    *factors[PARTS];
     const uint8_t  *x, *w;
 
     blocks = (a.k + shape::k - 1) / shape::k;
@@ -485,30 +618,48 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
     for (tile = blockIdx.x; gemm_tile<NT>(a, head, tile, &t);
          tile += gridDim.x)
     {
-        factors = NULL;
-        next = 0.0f;
         last = 0;
 
-        if (TYPE == CU_MM_FP8) {
-            factors = a.m[t.group].scale + (size_t) (t.col / 128)
-                                           * a.m[t.group].ld_scale;
-            next = factors[0];
+#pragma unroll
+        for (part = 0; part < PARTS; part++) {
+            const cu_matrix_t  *m = (part == 0) ? a.m : a.m_up;
+
+            factors[part] = NULL;
+            next[part] = 0.0f;
+
+            if (TYPE == CU_MM_FP8) {
+                factors[part] = m[t.group].scale + (size_t) (t.col / 128)
+                                                   * m[t.group].ld_scale;
+                next[part] = factors[part][0];
+            }
         }
 
         for (block = 0; block < blocks; block++) {
             x = ring + s * shape::stage;
             w = x + shape::x;
 
-            factor = next;
+#pragma unroll
+            for (part = 0; part < PARTS; part++) {
+                factor[part] = next[part];
 
-            if (TYPE == CU_MM_FP8 && block + 1 < blocks) {
-                next = factors[block + 1];
+                if (TYPE == CU_MM_FP8 && block + 1 < blocks) {
+                    next[part] = factors[part][block + 1];
+                }
             }
 
             cu_mbar_wait(&head->full[s], turn & 1);
 
             if constexpr (TYPE == CU_MM_BF16) {
-                gemm_bf16<NT>(d, w + threadIdx.x / 128 * 8192, x, block == 0);
+                cu_wgmma_fence();
+
+#pragma unroll
+                for (part = 0; part < PARTS; part++) {
+                    gemm_bf16<NT>(d[part],
+                                  w + part * shape::w
+                                  + threadIdx.x / 128 * 8192, x, block == 0);
+                }
+
+                cu_wgmma_commit();
 
                 /* the stage before this one has been read */
 
@@ -519,23 +670,52 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
                 }
 
             } else if constexpr (TYPE == CU_MM_FP8) {
-                gemm_fp8<NT>(d, w + threadIdx.x / 128 * 8192, x,
-                             (const float *) (w + shape::w), factor,
-                             block == 0);
+#pragma unroll
+                for (part = 0; part < PARTS; part++) {
+                    gemm_fp8<NT>(d[part],
+                                 w + part * shape::w
+                                 + threadIdx.x / 128 * 8192, x,
+                                 (const float *) (w + PARTS * shape::w),
+                                 factor[part], block == 0);
+                }
+
                 gemm_release(&head->empty[s]);
 
             } else {
+/*
+                 * One matrix: the other half's products are under way while
+                 * this one's registers are made.  Two: they share them out.
+                 */
+
 #pragma unroll
                 for (half = 0; half < 2; half++) {
-                    gemm_int4<NT>(d, r[half],
-                                  w + threadIdx.x / 32 * GEMM_CHUNK,
-                                  x + half * NT * 128, half,
-                                  block == 0 && half == 0);
-                    cu_wgmma_wait<1>();
+#pragma unroll
+                    for (part = 0; part < PARTS; part++) {
+                        gemm_half(w + part * shape::w
+                                  + threadIdx.x / 32 * GEMM_CHUNK,
+                                  (uint32_t) half,
+                                  r[PARTS == 1 ? half : part]);
+                    }
 
-                    if (block > 0 && half == 0) {
+                    cu_wgmma_fence();
+
+#pragma unroll
+                    for (part = 0; part < PARTS; part++) {
+                        gemm_int4<NT>(d[part], r[PARTS == 1 ? half : part],
+                                      x + half * NT * 128,
+                                      block == 0 && half == 0);
+                    }
+
+                    cu_wgmma_commit();
+                    cu_wgmma_wait<PARTS == 1 ? 1 : 0>();
+
+                    if (PARTS == 1 && block > 0 && half == 0) {
                         gemm_release(&head->empty[last]);
                     }
+                }
+
+                if (PARTS == 2) {
+                    gemm_release(&head->empty[s]);
                 }
             }
 
@@ -547,26 +727,36 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
             }
         }
 
-        if (TYPE != CU_MM_FP8) {
+        if (TYPE == CU_MM_BF16 || (TYPE == CU_MM_INT4 && PARTS == 1)) {
             cu_wgmma_wait<0>();
             gemm_release(&head->empty[last]);
         }
 
-        cu_wgmma_hold<NT>(d);
-        gemm_store<NT>(a, t, d);
+#pragma unroll
+        for (part = 0; part < PARTS; part++) {
+            cu_wgmma_hold<NT>(d[part]);
+        }
+
+        if constexpr (PARTS == 1) {
+            gemm_store<NT>(a, t, d[0]);
+
+        } else {
+            gemm_store_act<NT, TYPE == CU_MM_FP8>(a, head, t, d[0], d[1]);
+        }
     }
 }
 
 
-template <cu_mm_type_t TYPE, int NT>
+template <cu_mm_type_t TYPE, int NT, int PARTS>
 static __global__ void
 __launch_bounds__(GEMM_THREADS, 1)
 gemm_kernel(const __grid_constant__ gemm_args_t a,
     const __grid_constant__ CUtensorMap w,
+    const __grid_constant__ CUtensorMap w_up,
     const __grid_constant__ CUtensorMap x,
     const __grid_constant__ CUtensorMap scale)
 {
-    typedef gemm_shape_t<TYPE, NT>  shape;
+    typedef gemm_shape_t<TYPE, NT, PARTS>  shape;
 
     uint32_t  i;
 
@@ -594,29 +784,30 @@ gemm_kernel(const __grid_constant__ gemm_args_t a,
         cu_regs_less<40>();
 
         if (threadIdx.x == 256) {
-            gemm_fetch<TYPE, NT>(a, &head, ring, &w, &x, &scale);
+            gemm_fetch<TYPE, NT, PARTS>(a, &head, ring, &w, &w_up, &x,
+                                        &scale);
         }
 
     } else {
         cu_regs_more<232>();
-        gemm_compute<TYPE, NT>(a, &head, ring);
+        gemm_compute<TYPE, NT, PARTS>(a, &head, ring);
     }
 }
 
 
 /* --- launching --------------------------------------------------------- */
 
-template <cu_mm_type_t TYPE, int NT>
+template <cu_mm_type_t TYPE, int NT, int PARTS>
 static int
 gemm_launch(const cu_gemm_t *p, const gemm_launch_t *l)
 {
-    typedef gemm_shape_t<TYPE, NT>  shape;
+    typedef gemm_shape_t<TYPE, NT, PARTS>  shape;
 
     int            rc;
     uint64_t       tiles;
     gemm_args_t    a;
 
-    rc = CU_SMEM((gemm_kernel<TYPE, NT>), shape::smem);
+    rc = CU_SMEM((gemm_kernel<TYPE, NT, PARTS>), shape::smem);
 
     if (rc != 0) {
         return rc;
@@ -634,6 +825,9 @@ gemm_launch(const cu_gemm_t *p, const gemm_launch_t *l)
     a.k = p->g.k;
     a.narrow = p->narrow;
     a.add = p->add;
+    a.m_up = p->m_up;
+    a.maps_up = p->maps_up;
+    a.act = p->act;
 
     /* there cannot be more */
 
@@ -641,32 +835,36 @@ gemm_launch(const cu_gemm_t *p, const gemm_launch_t *l)
             * ((p->g.n + GEMM_N - 1) / GEMM_N);
     tiles = (tiles < l->blocks) ? tiles : l->blocks;
 
-    return CU_LAUNCH((gemm_kernel<TYPE, NT>), dim3((unsigned) tiles),
+    return CU_LAUNCH((gemm_kernel<TYPE, NT, PARTS>), dim3((unsigned) tiles),
                      dim3(GEMM_THREADS), shape::smem,
-                     (cudaStream_t) l->stream, a, p->map, l->x, l->scale);
+                     (cudaStream_t) l->stream, a, p->map, p->map_up, l->x,
+                     l->scale);
 }
 
 
-template <cu_mm_type_t TYPE>
+template <cu_mm_type_t TYPE, int PARTS>
 static int
 gemm_choose(const cu_gemm_t *p, const gemm_launch_t *l)
 {
     switch (l->tile) {
 
     case 8:
-        return gemm_launch<TYPE, 8>(p, l);
+        return gemm_launch<TYPE, 8, PARTS>(p, l);
 
     case 16:
-        return gemm_launch<TYPE, 16>(p, l);
+        return gemm_launch<TYPE, 16, PARTS>(p, l);
 
     case 32:
-        return gemm_launch<TYPE, 32>(p, l);
+        return gemm_launch<TYPE, 32, PARTS>(p, l);
 
     case 64:
-        return gemm_launch<TYPE, 64>(p, l);
+        return gemm_launch<TYPE, 64, PARTS>(p, l);
+
+    case 128:
+        return gemm_launch<TYPE, 128, PARTS>(p, l);
 
     default:
-        return gemm_launch<TYPE, 128>(p, l);
+        return (int) cudaErrorInvalidValue;
     }
 }
 

@@ -44,6 +44,10 @@ extern "C" {
  * of the matrices (not for INT4; with one group NULL, and `map` is used).
  * `tile`: 0, or the rows of a tile (8, 16, 32, 64, 128).  `narrow`: y is BF16;
  * `add`: adds to y; both only with y, not with py.
+ *
+ * With `m_up`, matrices of the same shape and type, the results of m and m_up
+ * become silu(m x) * (m_up x) and go to `act` as the next product wants them,
+ * BF16, or FP8 where the matrices are FP8: as by two products and cu_act().
  */
 
 typedef struct {
@@ -54,6 +58,11 @@ typedef struct {
     uint32_t             tile;
     int                  narrow;
     int                  add;
+
+    const cu_matrix_t   *m_up;
+    const CUtensorMap   *maps_up;
+    CUtensorMap          map_up;
+    cu_act_t             act;
 } cu_gemm_t;
 
 
@@ -62,6 +71,9 @@ int cu_gemm_map(const cu_matrix_t *m, CUtensorMap *map);
 
 /* Queued on `stream`; a cudaError_t.  cudaErrorInvalidValue: see "Wanted". */
 int cu_gemm_grouped(const cu_gemm_t *p, void *stream);
+
+/* The rows that a tile gets where p->tile is 0. */
+uint32_t cu_gemm_tile(const cu_gemm_t *p);
 
 /*
  * y (+)= x m^T, one matrix; p->m.w and its scale on the device, the struct

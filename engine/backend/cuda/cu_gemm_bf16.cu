@@ -5,5 +5,6 @@
 int
 cu_gemm_bf16(const cu_gemm_t *p, const gemm_launch_t *l)
 {
-    return gemm_choose<CU_MM_BF16>(p, l);
+    return (p->m_up == NULL) ? gemm_choose<CU_MM_BF16, 1>(p, l)
+                             : gemm_choose<CU_MM_BF16, 2>(p, l);
 }
