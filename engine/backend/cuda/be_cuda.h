@@ -33,6 +33,7 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/cu_gate.h"
+#include "backend/cuda/cu_gemm.h"
 #include "backend/cuda/cu_latent.h"
 #include "backend/cuda/cu_mla.h"
 #include "backend/cuda/cu_mm.h"
@@ -122,6 +123,7 @@ struct cuda_mlps_s {
     const be_mlp_t      *mlp;        /* the host's, which it was made of */
     uint32_t             n;
     cu_matrix_t         *m;          /* [3][n]: all w1, all w3, all w2 */
+    CUtensorMap         *maps;       /* [3][n], of matrices not in INT4 */
 };
 
 typedef struct cuda_blas_s  cuda_blas_t;

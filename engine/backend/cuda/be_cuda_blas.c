@@ -6,7 +6,9 @@
  * the same memory as Y = W^T X with Y n by rows, W k by n and X k by rows.
  *
  * What the heuristic chose for a shape is kept; with recorded steps' few sizes
- * these are few.
+ * these are few.  With `fixed` it chooses once for a shape of matrix, without
+ * sums over parts of K, and that algorithm serves any number of rows: an
+ * element's sum along K is then the same whatever else the tile holds.
  */
 
 #include <dlfcn.h>
@@ -23,6 +25,8 @@
 
 #define BLAS_WORKSPACE  (32u << 20)
 #define BLAS_PLANS      1024         /* a power of two */
+#define BLAS_FIXED      64           /* rows that an algorithm is chosen for,
+                                        if it is the same for all */
 
 
 
@@ -57,6 +61,7 @@ struct cuda_blas_s {
     void                       *workspace;
     blas_plan_t                *plan;        /* [BLAS_PLANS] */
     uint32_t                    n_plans;
+    int                         fixed;
 
     cublasStatus_t (*create)(cublasLtHandle_t *);
     cublasStatus_t (*destroy)(cublasLtHandle_t);
@@ -84,6 +89,10 @@ struct cuda_blas_s {
         cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
         cublasLtMatmulPreference_t, int, cublasLtMatmulHeuristicResult_t *,
         int *);
+    cublasStatus_t (*check)(cublasLtHandle_t, cublasLtMatmulDesc_t,
+        cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+        cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+        const cublasLtMatmulAlgo_t *, cublasLtMatmulHeuristicResult_t *);
 };
 
 
@@ -103,15 +112,8 @@ be_cuda_blas_open(int fixed, char *err)
 {
     size_t               size;
     cuda_blas_t         *blas;
+    uint32_t             none;
     cublasOperation_t    turn;
-
-    /* Which algorithm it takes depends on how many rows there are. */
-
-    if (fixed) {
-        snprintf(err, ERR_LEN, "not used, as results would depend on the "
-                 "batch");
-        return NULL;
-    }
 
     blas = calloc(1, sizeof(cuda_blas_t));
     if (blas == NULL) {
@@ -123,9 +125,11 @@ be_cuda_blas_open(int fixed, char *err)
         goto failed;
     }
 
+    blas->fixed = fixed;
     blas->plan = calloc(BLAS_PLANS, sizeof(blas_plan_t));
     turn = CUBLAS_OP_T;
     size = BLAS_WORKSPACE;
+    none = CUBLASLT_REDUCTION_SCHEME_NONE;
 
     if (blas->plan == NULL || blas->create(&blas->handle) != 0
         || blas->desc_create(&blas->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) != 0
@@ -135,6 +139,10 @@ be_cuda_blas_open(int fixed, char *err)
         || blas->preference_set(blas->preference,
                                 CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                 &size, sizeof(size)) != 0
+        || (fixed
+            && blas->preference_set(blas->preference,
+                                CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                &none, sizeof(none)) != 0)
         || cudaMalloc(&blas->workspace, size) != 0)
     {
         snprintf(err, ERR_LEN, "cuBLASLt cannot be started");
@@ -177,7 +185,8 @@ blas_load(cuda_blas_t *blas, char *err)
         { &blas->preference_create, "cublasLtMatmulPreferenceCreate" },
         { &blas->preference_destroy, "cublasLtMatmulPreferenceDestroy" },
         { &blas->preference_set, "cublasLtMatmulPreferenceSetAttribute" },
-        { &blas->heuristic, "cublasLtMatmulAlgoGetHeuristic" }
+        { &blas->heuristic, "cublasLtMatmulAlgoGetHeuristic" },
+        { &blas->check, "cublasLtMatmulAlgoCheck" }
     };
 
     for (i = 0; i < 2 && blas->library == NULL; i++) {
@@ -241,10 +250,10 @@ be_cuda_blas_close(cuda_blas_t *blas)
 int
 be_cuda_blas_mm(be_cuda_t *cuda, cuda_blas_t *blas, const cu_mm_t *p)
 {
-    float          one, beta;
-    blas_plan_t   *plan;
-    blas_shape_t   s;
-    cublasStatus_t rc;
+    float           alpha, beta;
+    blas_plan_t    *plan;
+    blas_shape_t    s, one;
+    cublasStatus_t  rc;
 
     if (p->m.type != CU_MM_BF16) {
         return 1;
@@ -258,17 +267,33 @@ be_cuda_blas_mm(be_cuda_t *cuda, cuda_blas_t *blas, const cu_mm_t *p)
         return 1;
     }
 
+    if (blas->fixed) {
+        one = s;
+        one.rows = BLAS_FIXED;
+        (void) blas_plan(blas, &one);
+    }
+
     plan = blas_plan(blas, &s);
 
-    if (plan == NULL || plan->none) {
+    if (plan->none) {
+
+        /* Some rows by one arithmetic and some by another is not `fixed`. */
+
+        if (blas->fixed) {
+            be_cuda_fail(cuda, "cuBLASLt has no algorithm for %u products of "
+                         "%u x %u with any number of rows, as with %u",
+                         p->batch, p->m.n, p->m.k, p->rows);
+            return -1;
+        }
+
         return 1;
     }
 
-    one = 1.0f;
+    alpha = 1.0f;
     beta = p->add ? 1.0f : 0.0f;
 
-    rc = blas->matmul(blas->handle, blas->desc, &one, p->m.w, plan->w, p->x.x,
-                      plan->x, &beta, p->y, plan->y, p->y, plan->y,
+    rc = blas->matmul(blas->handle, blas->desc, &alpha, p->m.w, plan->w,
+                      p->x.x, plan->x, &beta, p->y, plan->y, p->y, plan->y,
                       &plan->algo, blas->workspace, BLAS_WORKSPACE,
                       cuda->stream);
 
@@ -330,8 +355,6 @@ blas_align(const void *p, size_t ld, size_t stride)
 }
 
 
-/* NULL: no memory, or no place. */
-
 static blas_plan_t *
 blas_plan(cuda_blas_t *blas, const blas_shape_t *s)
 {
@@ -380,6 +403,8 @@ blas_choose(cuda_blas_t *blas, blas_plan_t *plan)
 {
     int                               n;
     uint32_t                          align;
+    blas_plan_t                      *same;
+    blas_shape_t                      one;
     const blas_shape_t               *s;
     cublasLtMatmulHeuristicResult_t   found;
 
@@ -406,6 +431,18 @@ blas_choose(cuda_blas_t *blas, blas_plan_t *plan)
                                 &align, sizeof(align)) != 0)
     {
         return -1;
+    }
+
+    if (blas->fixed && s->rows != BLAS_FIXED) {
+        one = *s;
+        one.rows = BLAS_FIXED;
+        same = blas_plan(blas, &one);
+        plan->algo = same->algo;
+
+        return (same->none
+                || blas->check(blas->handle, blas->desc, plan->w, plan->x,
+                               plan->y, plan->y, &plan->algo, &found) != 0
+                || found.workspaceSize > BLAS_WORKSPACE) ? -1 : 0;
     }
 
     n = 0;

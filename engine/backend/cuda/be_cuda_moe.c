@@ -26,6 +26,9 @@ static void moe_mlp(be_cuda_t *cuda, const be_mlp_t *mlp, const cu_act_t *x,
     uint32_t rows, float *y);
 static const cuda_mlps_t *moe_mlps(be_cuda_t *cuda, const be_mlp_t *mlp,
     uint32_t n);
+static int moe_products(be_cuda_t *cuda, const cuda_mlps_t *all,
+    uint32_t which, cu_mm_type_t type, const cu_mm_grouped_t *g);
+static int moe_maps(cuda_mlps_t *all, const be_mlp_t *mlp, uint32_t n);
 static int moe_pairs(be_cuda_t *cuda, const be_pairs_t *pairs,
     moe_pairs_t *p);
 
@@ -80,6 +83,7 @@ moe_mlp(be_cuda_t *cuda, const be_mlp_t *mlp, const cu_act_t *x,
     }
 
     p.m = mlp->w1->m;
+    p.dev = mlp->w1->dev;
     p.x = *x;
     p.y = (void *) (uintptr_t) src.x;
     p.ldy = src.ld;
@@ -91,6 +95,7 @@ moe_mlp(be_cuda_t *cuda, const be_mlp_t *mlp, const cu_act_t *x,
     }
 
     p.m = mlp->w3->m;
+    p.dev = mlp->w3->dev;
     p.y = (void *) (uintptr_t) src.up;
 
     if (be_cuda_mm(cuda, &p) != 0
@@ -103,6 +108,7 @@ moe_mlp(be_cuda_t *cuda, const be_mlp_t *mlp, const cu_act_t *x,
     }
 
     p.m = mlp->w2->m;
+    p.dev = mlp->w2->dev;
     p.y = y;
     p.ldy = mlp->w2->m.n;
     p.add = 1;
@@ -251,7 +257,6 @@ be_cuda_experts(be_t *be, const be_mlp_t *mlp, const be_pairs_t *pairs)
     size = (size_t) p.max * m->n * sizeof(float);
     memset(&g, 0, sizeof(g));
 
-    g.m = all->m;
     g.offset = p.offset;
     g.groups = pairs->n_experts;
     g.rows = p.max;
@@ -268,34 +273,60 @@ be_cuda_experts(be_t *be, const be_mlp_t *mlp, const be_pairs_t *pairs)
     src.dim = m->n;
 
     if (g.y == NULL || src.up == NULL
-        || be_cuda_check(cuda, cu_mm_grouped_simple(&g, cuda->stream),
-                         "experts")
-           != 0)
+        || moe_products(cuda, all, 0, m->type, &g) != 0)
     {
         return;
     }
 
-    g.m = all->m + all->n;
     g.y = (float *) (uintptr_t) src.up;
+
+    if (moe_products(cuda, all, 1, m->type, &g) != 0) {
+        return;
+    }
+
     m = &mlp[0].w2->m;
 
-    if (be_cuda_check(cuda, cu_mm_grouped_simple(&g, cuda->stream), "experts")
-        != 0
-        || be_cuda_act(cuda, CUDA_ACT2, m->type, p.max, m->k, &g.x) != 0
+    if (be_cuda_act(cuda, CUDA_ACT2, m->type, p.max, m->k, &g.x) != 0
         || be_cuda_check(cuda, cu_act(&src, &g.x, cuda->stream), "SwiGLU")
            != 0)
     {
         return;
     }
 
-    g.m = all->m + 2 * (size_t) all->n;
     g.n = m->n;
     g.k = m->k;
     g.y = NULL;
     g.py = p.y;
 
-    (void) be_cuda_check(cuda, cu_mm_grouped_simple(&g, cuda->stream),
-                         "experts");
+    (void) moe_products(cuda, all, 2, m->type, &g);
+}
+
+
+/* With all w1 (0), w3 (1) or w2 (2). */
+
+static int
+moe_products(be_cuda_t *cuda, const cuda_mlps_t *all, uint32_t which,
+    cu_mm_type_t type, const cu_mm_grouped_t *g)
+{
+    int        rc;
+    cu_gemm_t  p;
+
+    memset(&p, 0, sizeof(p));
+
+    p.g = *g;
+    p.g.m = all->m + (size_t) which * all->n;
+    p.maps = (type != CU_MM_INT4) ? all->maps + (size_t) which * all->n
+                                  : NULL;
+    p.type = type;
+    p.tile = cuda->opt.fixed ? CU_GEMM_FIXED : 0;
+
+    rc = cu_gemm_grouped(&p, cuda->stream);
+
+    if (rc == cudaErrorInvalidValue) {
+        rc = cu_mm_grouped_simple(&p.g, cuda->stream);
+    }
+
+    return be_cuda_check(cuda, rc, "experts");
 }
 
 
@@ -400,6 +431,10 @@ moe_mlps(be_cuda_t *cuda, const be_mlp_t *mlp, uint32_t n)
         rc = cudaStreamSynchronize(cuda->stream);
     }
 
+    if (rc == 0) {
+        rc = moe_maps(all, mlp, n);
+    }
+
     if (be_cuda_check(cuda, rc, "a table of experts") != 0) {
         goto failed;
     }
@@ -416,12 +451,59 @@ failed:
 
     if (all != NULL) {
         (void) cudaFree(all->m);
+        (void) cudaFree(all->maps);
     }
 
     free(all);
     free(m);
 
     return NULL;
+}
+
+
+static int
+moe_maps(cuda_mlps_t *all, const be_mlp_t *mlp, uint32_t n)
+{
+    int           rc;
+    size_t        size;
+    uint32_t      i;
+    CUtensorMap  *maps;
+
+    size = 3 * (size_t) n * sizeof(CUtensorMap);
+    maps = aligned_alloc(64, size);
+
+    if (maps == NULL) {
+        return cudaErrorMemoryAllocation;
+    }
+
+    memset(maps, 0, size);
+    rc = 0;
+
+    for (i = 0; i < n && rc == 0; i++) {
+        if (mlp[i].w1->m.type != CU_MM_INT4) {
+            rc = cu_gemm_map(&mlp[i].w1->m, &maps[i]);
+        }
+
+        if (rc == 0 && mlp[i].w3->m.type != CU_MM_INT4) {
+            rc = cu_gemm_map(&mlp[i].w3->m, &maps[n + i]);
+        }
+
+        if (rc == 0 && mlp[i].w2->m.type != CU_MM_INT4) {
+            rc = cu_gemm_map(&mlp[i].w2->m, &maps[2 * (size_t) n + i]);
+        }
+    }
+
+    if (rc == 0) {
+        rc = cudaMalloc((void **) &all->maps, size);
+    }
+
+    if (rc == 0) {
+        rc = cudaMemcpy(all->maps, maps, size, cudaMemcpyHostToDevice);
+    }
+
+    free(maps);
+
+    return rc;
 }
 
 
@@ -435,6 +517,7 @@ be_cuda_moe_close(be_cuda_t *cuda)
         cuda->mlps = all->next;
 
         (void) cudaFree(all->m);
+        (void) cudaFree(all->maps);
         free(all);
     }
 }

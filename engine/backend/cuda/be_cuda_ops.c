@@ -109,10 +109,26 @@ be_cuda_mm(be_cuda_t *cuda, const cu_mm_t *p)
 {
     int  rc;
 
-    rc = (cuda->blas != NULL) ? be_cuda_blas_mm(cuda, cuda->blas, p) : 1;
+    /*
+     * cuBLASLt has what it can; with `fixed` only batches, as for the others
+     * our own products need no promise of somebody else's.
+     */
 
-    if (rc <= 0) {
-        return rc;
+    if (cuda->blas != NULL && (!cuda->opt.fixed || p->batch > 1)) {
+        rc = be_cuda_blas_mm(cuda, cuda->blas, p);
+
+        if (rc <= 0) {
+            return rc;
+        }
+    }
+
+    if (p->batch == 1 && p->dev != NULL) {
+        rc = cu_gemm(p, p->dev, cuda->opt.fixed ? CU_GEMM_FIXED : 0,
+                     cuda->stream);
+
+        if (rc != cudaErrorInvalidValue) {
+            return be_cuda_check(cuda, rc, "product");
+        }
     }
 
     return be_cuda_check(cuda, cu_mm_simple(p, cuda->stream), "product");
@@ -213,6 +229,7 @@ ops_linear(be_cuda_t *cuda, const be_weight_t *w, const float *x,
     be_cuda_wrote(cuda, y);
 
     p.m = w->m;
+    p.dev = w->dev;
     p.y = y;
     p.ldy = w->m.n;
     p.rows = rows;

@@ -41,17 +41,19 @@ typedef struct {
  */
 
 typedef struct {
-    cu_matrix_t   m;
-    cu_act_t      x;                 /* of the matrix's type */
-    void         *y;
-    size_t        ldy;
-    uint32_t      rows;
-    uint32_t      batch;
-    size_t        stride_w;
-    size_t        stride_x;
-    size_t        stride_y;
-    int           narrow;
-    int           add;
+    cu_matrix_t         m;
+    const cu_matrix_t  *dev;         /* the same in the device's memory, of
+                                        batches NULL */
+    cu_act_t            x;           /* of the matrix's type */
+    void               *y;
+    size_t              ldy;
+    uint32_t            rows;
+    uint32_t            batch;
+    size_t              stride_w;
+    size_t              stride_x;
+    size_t              stride_y;
+    int                 narrow;
+    int                 add;
 } cu_mm_t;
 
 /*
