@@ -5,8 +5,9 @@
  *
  *     One zone of nginx's shared memory, "llm_metrics", holds one
  *     ngx_http_llm_counters_t: a head, a fixed number of models, each with
- *     its counters, and the last minutes (ngx_http_llm_history.c).  The zone is there if a location has llm_metrics or
- *     llm_status, its size never changes, so it survives every reload.
+ *     its counters, and the last minutes (ngx_http_llm_history.c).  The zone
+ *     is there if a location has llm_metrics or llm_status, its size never
+ *     changes, so it survives every reload.
  *
  * WRITER  any worker, once for a request, in the log phase, by atomic
  * additions.  Only a name that is new takes the zone's lock: it is written
@@ -122,9 +123,9 @@ extern ngx_module_t  ngx_http_llm_metrics_module;
  * ngx_http_llm_counters_zone() has the zone created with this configuration;
  * it may be called any number of times.  ngx_http_llm_counters() is what is
  * in it; NULL: no zone.  ngx_http_llm_views() looks at all engines, what it
- * returns is from `pool`; NULL: no memory.  ngx_http_llm_values() is how many values are in a histogram,
- * ngx_http_llm_quantile() the `q` quantile in seconds, interpolated within a
- * bucket; 0 if there are no values.
+ * returns is from `pool`; NULL: no memory.  ngx_http_llm_values() is how many
+ * values are in a histogram, ngx_http_llm_quantile() the `q` quantile in
+ * seconds, interpolated within a bucket; 0 if there are no values.
  */
 
 char *ngx_http_llm_counters_zone(ngx_conf_t *cf);
@@ -145,6 +146,15 @@ double ngx_http_llm_quantile(const ngx_http_llm_histogram_t *h,
 ngx_int_t ngx_http_llm_history_init_process(ngx_cycle_t *cycle);
 ngx_int_t ngx_http_llm_history_get(ngx_http_llm_counters_t *counters,
     time_t time, ngx_http_llm_sample_t *sample);
+
+
+/*
+ * ngx_http_llm_prometheus.c: what a scrape gets, with vLLM's names too if
+ * `vllm`; NGX_ERROR: no memory.
+ */
+
+ngx_int_t ngx_http_llm_metrics_put(ngx_http_request_t *r,
+    ngx_http_llm_writer_t *w, ngx_uint_t vllm);
 
 
 /*

@@ -108,7 +108,10 @@ my $conf = sprintf(<<'CONF', $t->tls());
     server {
         listen %%%%LISTEN:other%%%%;
         location / {
-            return 200 '{"model":"theirs","choices":[{"index":0,"message":{"role":"assistant","content":"yes"},"finish_reason":"stop"}],"usage":{"prompt_tokens":7,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":2}}}';
+            return 200 '{"model":"theirs","choices":[{"index":0,"message":
+{"role":"assistant","content":"yes"},"finish_reason":"stop"}],"usage":
+{"prompt_tokens":7,"completion_tokens":3,
+"prompt_tokens_details":{"cached_tokens":2}}}';
             default_type application/json;
         }
         location /bad/ { return 502; }
@@ -119,6 +122,9 @@ $t->engine('scripted', '--ranks', 2, '--model', 'org/ti"ny\\,alias');
 $t->nginx($conf, workers => 2);
 $t->wait_for(sub { (scrape('/metrics')->value('llm_engine_lanes',
                                                engine => 'e') // 0) == 2 });
+$t->wait_for(sub {
+    !grep { !scrape('/metrics')->value('llm_engine_up', engine => 'e') }
+        1 .. 4 });
 
 # Before anything was served.
 

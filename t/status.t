@@ -91,6 +91,7 @@ $t->write_file('tmp/page', '<!--# include virtual="/status" -->');
 $t->engine('scripted', '--ranks', 2, '--model', 'org/ti"ny');
 $t->nginx($conf, workers => 2);
 $t->wait_for(sub { (status()->{engines}[0]{lanes} // 0) == 2 });
+$t->wait_for(sub { !grep { !status()->{engines}[0]{up} } 1 .. 4 });
 
 # At first.
 
