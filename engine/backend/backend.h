@@ -82,6 +82,8 @@ typedef struct {
 typedef struct {
     be_dtype_t   compute;            /* BE_F32 or BE_BF16 */
     be_dtype_t   weights;            /* of matrices; BE_F32: as they are */
+    be_dtype_t   kv;                 /* of the KV pool; BE_F32: by compute, or
+                                        BE_F8E4M3, which devices have */
     uint32_t     threads;            /* of this rank */
     uint32_t     rank;
     const char  *path;               /* kernel path, NULL: the best there is */

@@ -12,6 +12,7 @@
 static const char *const  cli_backends[] = { "cpu", "cuda", NULL };
 static const char *const  cli_switch[] = { "off", "on", NULL };
 static const char *const  cli_computes[] = { "auto", "f32", "bf16", NULL };
+static const char *const  cli_kv_types[] = { "auto", "fp8", NULL };
 static const char *const  cli_loads[] = { "auto", "map", "copy", NULL };
 static const char *const  cli_weights[] = {
     "auto", "bf16", "fp8", "int8", "int4", NULL
@@ -89,6 +90,10 @@ cli_engine_table(cli_engine_t *opt, const char **config, cli_common_t *common)
         { CLI_G_COMPUTE,
           { "kv-memory", "SIZE", CLI_SIZE, &opt->kv_memory,
             "KV cache of each rank (default: by free memory)", 1 } },
+        { CLI_G_COMPUTE,
+          { "kv-type", "TYPE", CLI_WORD, &opt->kv_type,
+            "of the KV cache: auto, as it computes, or fp8 (cuda)", 0, 0,
+            cli_kv_types } },
         { CLI_G_COMPUTE,
           { "max-context", "N", CLI_UINT, &opt->max_context,
             "tokens of a sequence (default: the model's)", 2, 16777216 } },

@@ -100,8 +100,8 @@ cli_stack_open(cli_stack_t *st, const cli_engine_t *cli, int tokenizer,
 
     all[0] = model_fingerprint(st->model);
     all[1] = st->tok != NULL ? tok_fingerprint(st->tok) : 0;
-    all[2] = st->opt.weights;
-    n = (st->opt.weights == BE_F32) ? 2 : 3;
+    all[2] = st->opt.weights | (uint64_t) st->opt.kv << 32;
+    n = (all[2] == BE_F32) ? 2 : 3;
     st->fingerprint = XXH3_64bits(all, n * sizeof(all[0])) | 1;
 
     st->opt.mtp = cli->speculate > 0;
@@ -282,6 +282,7 @@ cli_device(cli_stack_t *st, const cli_engine_t *cli, uint32_t *blocks,
     opt.max_batch = cli->max_batch;
     opt.max_context = cli->max_context;
     opt.kv_memory = cli->kv_memory;
+    opt.kv_fp8 = (cli->kv_type == CLI_KV_FP8);
     opt.mtp = st->opt.mtp;
     opt.exact = st->opt.fixed;
 
@@ -295,6 +296,7 @@ cli_device(cli_stack_t *st, const cli_engine_t *cli, uint32_t *blocks,
         return -1;
     }
 
+    st->block_size = (size_t) plan.kv_block;
     *blocks = (plan.kv_blocks > INT32_MAX / 64) ? INT32_MAX / 64
                                                 : (uint32_t) plan.kv_blocks;
 

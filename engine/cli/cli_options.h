@@ -93,6 +93,7 @@ typedef struct {
 enum { CLI_COMPUTE_AUTO = 0, CLI_COMPUTE_F32, CLI_COMPUTE_BF16 };
 enum { CLI_WEIGHTS_AUTO = 0, CLI_WEIGHTS_BF16, CLI_WEIGHTS_FP8,
        CLI_WEIGHTS_INT8, CLI_WEIGHTS_INT4 };
+enum { CLI_KV_AUTO = 0, CLI_KV_FP8 };
 enum { CLI_LOAD_AUTO = 0, CLI_LOAD_MAP, CLI_LOAD_COPY };
 enum { CLI_LOG_ERROR = 0, CLI_LOG_WARN, CLI_LOG_NOTICE, CLI_LOG_INFO,
        CLI_LOG_DEBUG };
@@ -112,6 +113,7 @@ typedef struct {
     const char  *kernels;            /* kernel path or NULL */
     int          deterministic;      /* on a device */
     uint64_t     kv_memory;          /* per rank, bytes */
+    uint32_t     kv_type;            /* CLI_KV_… */
     uint32_t     max_context;
     uint32_t     max_batch;          /* sequences per rank */
     uint32_t     speculate;          /* tokens guessed at most, 0: none */

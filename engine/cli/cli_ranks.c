@@ -458,6 +458,7 @@ cli_rank_open(cli_rank_t *rank)
     memset(&be, 0, sizeof(be));
     be.compute = r->opt.compute;
     be.weights = r->opt.weights;
+    be.kv = r->opt.kv;
     be.threads = r->opt.threads;
     be.rank = rank->index;
     be.path = r->opt.kernels;
@@ -576,6 +577,7 @@ cli_ranks_options(const cli_engine_t *cli, cli_ranks_options_t *opt)
     opt->interval = cli->balance_interval;
     opt->gain = cli->balance_gain / 100;
     opt->fixed = cli->deterministic;
+    opt->kv = (cli->kv_type == CLI_KV_FP8) ? BE_F8E4M3 : BE_F32;
     opt->compute = BE_F32;
     opt->weights = types[cli->weights];
 

@@ -121,8 +121,8 @@ int model_packed_verify(const model_t *model, char *err);
 uint64_t model_created(const model_t *model);
 
 /*
- * Bytes of one KV block of all layers in a compute mode, of ranks opened with
- * `mtp` or without.
+ * Bytes of one KV block of all layers in a compute mode on the CPU, of ranks
+ * opened with `mtp` or without.
  */
 size_t model_kv_block_size(const model_t *model, be_dtype_t compute, int mtp);
 

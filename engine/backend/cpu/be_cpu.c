@@ -191,6 +191,11 @@ be_cpu_open(const be_options_t *opt, char *err)
         "", " bf16", " fp8", " int8", " int4", ""
     };
 
+    if (opt->kv != BE_F32) {
+        snprintf(err, ERR_LEN, "the CPU backend has no KV cache in FP8");
+        return NULL;
+    }
+
     if (opt->compute != BE_F32 && opt->compute != BE_BF16) {
         snprintf(err, ERR_LEN, "the cpu backend computes in f32 or bf16");
         return NULL;

@@ -64,6 +64,7 @@ struct be_kv_s {
     uint32_t         blocks;
     uint32_t         dim;
     size_t           block_size;     /* bytes of a block in one layer */
+    int              fp8;            /* records of CU_MLA_FP8_SIZE bytes */
     uint8_t         *data;
 
     /* For copies by other threads. */

@@ -208,6 +208,7 @@ be_cuda_mla_attend(be_t *be, be_kv_t *kv, uint32_t layer, const be_mla_t *mla,
     a.max_parts = cuda->attend.plan.max_parts;
     a.scale = scale;
     a.fixed = cuda->opt.fixed;
+    a.fp8 = kv->fp8;
 
     if (a.scratch != NULL) {
         (void) be_cuda_check(cuda, cu_mla_attend(&a, cuda->stream),

@@ -1,5 +1,6 @@
 /*
- * The KV pool: [layers][blocks][64][kv_lora + rope] BF16.
+ * The KV pool: [layers][blocks][64] of [kv_lora + rope] BF16, or of records in
+ * FP8 (cu_mla.h), for models with the sizes of these.
  */
 
 #include <stdio.h>
@@ -37,6 +38,19 @@ be_cuda_kv_open(be_t *be, uint32_t layers, uint32_t blocks,
     kv->blocks = blocks;
     kv->dim = mla->kv_lora + mla->rope;
     kv->block_size = (size_t) kv->dim * BE_BLOCK * sizeof(uint16_t);
+    kv->fp8 = (cuda->opt.kv == BE_F8E4M3);
+
+    if (kv->fp8) {
+
+        if (mla->kv_lora != CU_MLA_LORA || mla->rope != CU_MLA_ROPE) {
+            snprintf(err, ERR_LEN, "a KV cache in FP8 is for latent rows of "
+                     "%d and %d, this model has %u and %u", CU_MLA_LORA,
+                     CU_MLA_ROPE, mla->kv_lora, mla->rope);
+            goto failed;
+        }
+
+        kv->block_size = (size_t) CU_MLA_FP8_SIZE * BE_BLOCK;
+    }
 
     if (layers == 0 || blocks == 0
         || kv->block_size > SIZE_MAX / layers / blocks)

@@ -280,7 +280,7 @@ be_cuda_mla_cache(be_t *be, be_kv_t *kv, uint32_t layer, const be_mla_t *mla,
     at = kv->data + (size_t) layer * kv->blocks * kv->block_size;
 
     (void) be_cuda_check(cuda, cu_cache(&l, &batch->b, table, w, eps, kva, at,
-                                        cuda->stream), "cache");
+                                        kv->fp8, cuda->stream), "cache");
 }
 
 

@@ -1,5 +1,7 @@
 #include "backend/cuda/cu_launch.cuh"
 #include "backend/cuda/cu_latent.h"
+#include "backend/cuda/cu_mla.h"
+#include "backend/cuda/cu_ptx.cuh"
 #include "backend/cuda/cu_util.cuh"
 
 
@@ -96,12 +98,81 @@ latent_cache(cu_latent_t l, cu_batch_t b, const float *table, const float *w,
 }
 
 
+/*
+ * A record in FP8: a group of 128 elements for each warp.  The scale makes the
+ * largest one 448; zeros have one, too.
+ */
+
+static __global__ void
+latent_cache_fp8(cu_latent_t l, cu_batch_t b, const float *table,
+    const float *w, float eps, const float *kva, uint8_t *kv)
+{
+    float         v[4], r, sum, most, scale;
+    uint32_t      i, at, pos;
+    const float  *x, *t;
+
+    CU_STATIC_SHARED(float, part, [32]);
+
+    pos = b.pos[blockIdx.x];
+
+    if (pos == CU_NO_ROW) {
+        return;
+    }
+
+    at = threadIdx.x / 32 * 128 + threadIdx.x % 32 * 4;
+    x = kva + (size_t) blockIdx.x * CU_MLA_DIM;
+    t = table + (size_t) blockIdx.x * l.rope;
+    sum = 0.0f;
+
+    for (i = 0; i < 4; i++) {
+        v[i] = x[at + i];
+        sum += v[i] * v[i];
+    }
+
+    r = 1.0f / sqrtf(cu_block_sum(sum, part) / (float) CU_MLA_LORA + eps);
+    most = 1e-30f;
+
+    for (i = 0; i < 4; i++) {
+        v[i] = v[i] * r * w[at + i];
+        most = fmaxf(most, fabsf(v[i]));
+    }
+
+    scale = cu_warp_max(most) / 448.0f;
+
+    i = b.table[b.at[b.seq[blockIdx.x]] + pos / LATENT_BLOCK];
+    kv += ((size_t) i * LATENT_BLOCK + pos % LATENT_BLOCK) * CU_MLA_FP8_SIZE;
+
+    *(uint32_t *) (kv + at) = cu_pack_e4m3(v[0] / scale, v[1] / scale,
+                                           v[2] / scale, v[3] / scale);
+    kv += CU_MLA_LORA;
+
+    if (threadIdx.x % 32 == 0) {
+        ((float *) kv)[threadIdx.x / 32] = scale;
+    }
+
+    x += CU_MLA_LORA;
+    kv += 16;
+
+    for (i = threadIdx.x; i < CU_MLA_ROPE; i += LATENT_THREADS) {
+        ((uint16_t *) kv)[i] = cu_to_bf16(latent_rotated(x + (i & ~1u),
+                                                         t + (i & ~1u), i));
+    }
+}
+
+
 int
 cu_cache(const cu_latent_t *l, const cu_batch_t *b, const float *table,
-    const float *w, float eps, const float *kva, void *kv, void *stream)
+    const float *w, float eps, const float *kva, void *kv, int fp8,
+    void *stream)
 {
     if (b->rows == 0) {
         return 0;
+    }
+
+    if (fp8) {
+        return CU_LAUNCH(latent_cache_fp8, dim3(b->rows),
+                         dim3(LATENT_THREADS), 0, (cudaStream_t) stream, *l,
+                         *b, table, w, eps, kva, (uint8_t *) kv);
     }
 
     return CU_LAUNCH(latent_cache, dim3(b->rows), dim3(LATENT_THREADS), 0,

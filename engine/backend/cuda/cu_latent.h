@@ -30,10 +30,12 @@ int cu_rope_table(const cu_batch_t *b, const float *freq, uint32_t rope,
 
 /*
  * kva [rows][lora + rope]: the first part normed with w, the second rotated,
- * rounded to BF16 into kv, a layer's [blocks][64][lora + rope].
+ * rounded to BF16 into kv, a layer's [blocks][64][lora + rope]; with `fp8` into
+ * its [blocks][64] records (cu_mla.h), lora 512 and rope 64.
  */
 int cu_cache(const cu_latent_t *l, const cu_batch_t *b, const float *table,
-    const float *w, float eps, const float *kva, void *kv, void *stream);
+    const float *w, float eps, const float *kva, void *kv, int fp8,
+    void *stream);
 
 /*
  * q [rows][heads][nope + rope]: the first part of each head, in BF16, to
