@@ -26,6 +26,11 @@ static void moe_mlp(be_cuda_t *cuda, const be_mlp_t *mlp, const cu_act_t *x,
     uint32_t rows, float *y);
 static const cuda_mlps_t *moe_mlps(be_cuda_t *cuda, const be_mlp_t *mlp,
     uint32_t n);
+static int moe_gated(be_cuda_t *cuda, const be_mlp_t *mlp, cu_gemm_t *p);
+static void moe_apart(be_cuda_t *cuda, const cuda_mlps_t *all,
+    const be_mlp_t *mlp, cu_mm_grouped_t *g);
+static int moe_mlp_gated(be_cuda_t *cuda, const be_mlp_t *mlp,
+    const cu_act_t *x, uint32_t rows, cu_act_t *act);
 static int moe_products(be_cuda_t *cuda, const cuda_mlps_t *all,
     uint32_t which, cu_mm_type_t type, const cu_mm_grouped_t *g);
 static int moe_maps(cuda_mlps_t *all, const be_mlp_t *mlp, uint32_t n);
@@ -64,6 +69,7 @@ static void
 moe_mlp(be_cuda_t *cuda, const be_mlp_t *mlp, const cu_act_t *x,
     uint32_t rows, float *y)
 {
+    int       rc;
     size_t    size;
     cu_mm_t   p;
     cu_src_t  src;
@@ -71,6 +77,18 @@ moe_mlp(be_cuda_t *cuda, const be_mlp_t *mlp, const cu_act_t *x,
     size = (size_t) rows * mlp->w1->m.n * sizeof(float);
     memset(&p, 0, sizeof(p));
     memset(&src, 0, sizeof(src));
+    p.rows = rows;
+    p.batch = 1;
+
+    rc = moe_mlp_gated(cuda, mlp, x, rows, &p.x);
+
+    if (rc <= 0) {
+        if (rc == 0) {
+            goto down;
+        }
+
+        return;
+    }
 
     src.x = be_cuda_scratch(cuda, CUDA_UP, size);
     src.up = be_cuda_scratch(cuda, CUDA_UP2, size);
@@ -87,8 +105,6 @@ moe_mlp(be_cuda_t *cuda, const be_mlp_t *mlp, const cu_act_t *x,
     p.x = *x;
     p.y = (void *) (uintptr_t) src.x;
     p.ldy = src.ld;
-    p.rows = rows;
-    p.batch = 1;
 
     if (be_cuda_mm(cuda, &p) != 0) {
         return;
@@ -106,6 +122,8 @@ moe_mlp(be_cuda_t *cuda, const be_mlp_t *mlp, const cu_act_t *x,
     {
         return;
     }
+
+down:
 
     p.m = mlp->w2->m;
     p.dev = mlp->w2->dev;
@@ -213,9 +231,10 @@ be_cuda_route(be_t *be, const be_route_t *r, be_pairs_t *pairs)
 void
 be_cuda_experts(be_t *be, const be_mlp_t *mlp, const be_pairs_t *pairs)
 {
-    size_t               size;
+    int                  rc;
     cu_src_t             src;
     cu_act_t             act;
+    cu_gemm_t            gated;
     be_cuda_t           *cuda;
     moe_pairs_t          p;
     cu_mm_grouped_t      g;
@@ -254,7 +273,6 @@ be_cuda_experts(be_t *be, const be_mlp_t *mlp, const be_pairs_t *pairs)
         return;
     }
 
-    size = (size_t) p.max * m->n * sizeof(float);
     memset(&g, 0, sizeof(g));
 
     g.offset = p.offset;
@@ -263,42 +281,154 @@ be_cuda_experts(be_t *be, const be_mlp_t *mlp, const be_pairs_t *pairs)
     g.n = m->n;
     g.k = m->k;
     g.x = act;
-    g.y = be_cuda_scratch(cuda, CUDA_UP, size);
-    g.ldy = m->n;
 
-    src.px = NULL;
-    src.x = g.y;
-    src.up = be_cuda_scratch(cuda, CUDA_UP2, size);
-    src.ld = m->n;
-    src.dim = m->n;
+    memset(&gated, 0, sizeof(gated));
+    gated.g = g;
+    gated.g.m = all->m;
+    gated.m_up = all->m + all->n;
+    gated.maps = all->maps;
+    gated.maps_up = all->maps + all->n;
 
-    if (g.y == NULL || src.up == NULL
-        || moe_products(cuda, all, 0, m->type, &g) != 0)
-    {
-        return;
+    rc = moe_gated(cuda, mlp, &gated);
+
+    if (rc == 0) {
+        g.x = gated.act;
+
+    } else if (rc == 1) {
+        moe_apart(cuda, all, mlp, &g);
     }
 
-    g.y = (float *) (uintptr_t) src.up;
-
-    if (moe_products(cuda, all, 1, m->type, &g) != 0) {
+    if (cuda->failed) {
         return;
     }
 
     m = &mlp[0].w2->m;
-
-    if (be_cuda_act(cuda, CUDA_ACT2, m->type, p.max, m->k, &g.x) != 0
-        || be_cuda_check(cuda, cu_act(&src, &g.x, cuda->stream), "SwiGLU")
-           != 0)
-    {
-        return;
-    }
-
     g.n = m->n;
     g.k = m->k;
     g.y = NULL;
     g.py = p.y;
 
     (void) moe_products(cuda, all, 2, m->type, &g);
+}
+
+
+/*
+ * Gate and up as one product whose result is what the next one takes in.  0;
+ * 1: not for such matrices; or -1, failed.
+ */
+
+static int
+moe_gated(be_cuda_t *cuda, const be_mlp_t *mlp, cu_gemm_t *p)
+{
+    int  rc;
+
+    p->type = mlp->w1->m.type;
+    p->tile = cuda->opt.fixed ? CU_GEMM_FIXED : 0;
+
+    if (mlp->w3->m.type != p->type
+        || (mlp->w2->m.type == CU_MM_FP8) != (p->type == CU_MM_FP8))
+    {
+        return 1;
+    }
+
+    if (be_cuda_act(cuda, CUDA_ACT2, mlp->w2->m.type, p->g.rows, p->g.n,
+                    &p->act) != 0)
+    {
+        return -1;
+    }
+
+    rc = cu_gemm_grouped(p, cuda->stream);
+
+    return (rc == cudaErrorInvalidValue) ? 1
+           : be_cuda_check(cuda, rc, "gate and up");
+}
+
+
+/* The same in three steps; g->x becomes their result. */
+
+static void
+moe_apart(be_cuda_t *cuda, const cuda_mlps_t *all, const be_mlp_t *mlp,
+    cu_mm_grouped_t *g)
+{
+    size_t        size;
+    cu_src_t      src;
+    cu_mm_type_t  type;
+
+    size = (size_t) g->rows * g->n * sizeof(float);
+    type = mlp[0].w1->m.type;
+    memset(&src, 0, sizeof(src));
+
+    src.x = be_cuda_scratch(cuda, CUDA_UP, size);
+    src.up = be_cuda_scratch(cuda, CUDA_UP2, size);
+    src.ld = g->n;
+    src.rows = g->rows;
+    src.dim = g->n;
+    src.n = g->offset + g->groups;
+
+    g->ldy = g->n;
+    g->y = (float *) (uintptr_t) src.x;
+
+    if (src.x == NULL || src.up == NULL
+        || moe_products(cuda, all, 0, type, g) != 0)
+    {
+        return;
+    }
+
+    g->y = (float *) (uintptr_t) src.up;
+
+    if (moe_products(cuda, all, 1, type, g) != 0
+        || be_cuda_act(cuda, CUDA_ACT2, mlp[0].w2->m.type, g->rows, g->n,
+                       &g->x) != 0)
+    {
+        return;
+    }
+
+    (void) be_cuda_check(cuda, cu_act(&src, &g->x, cuda->stream), "SwiGLU");
+}
+
+
+/* As moe_gated(), of a dense MLP; cuBLASLt is left what it does. */
+
+static int
+moe_mlp_gated(be_cuda_t *cuda, const be_mlp_t *mlp, const cu_act_t *x,
+    uint32_t rows, cu_act_t *act)
+{
+    int        rc;
+    cu_gemm_t  p;
+
+    if (mlp->w1->m.type == CU_MM_BF16 && cuda->blas != NULL
+        && !cuda->opt.fixed)
+    {
+        return 1;
+    }
+
+    memset(&p, 0, sizeof(p));
+
+    p.g.m = mlp->w1->dev;
+    p.m_up = mlp->w3->dev;
+    p.g.groups = 1;
+    p.g.rows = rows;
+    p.g.n = mlp->w1->m.n;
+    p.g.k = mlp->w1->m.k;
+    p.g.x = *x;
+
+    if (mlp->w1->m.type != CU_MM_INT4) {
+        rc = cu_gemm_map(&mlp->w1->m, &p.map);
+
+        if (rc == 0) {
+            rc = cu_gemm_map(&mlp->w3->m, &p.map_up);
+        }
+
+        if (rc != 0) {
+            return (rc == cudaErrorInvalidValue) ? 1
+                   : be_cuda_check(cuda, rc, "gate and up");
+        }
+    }
+
+    rc = moe_gated(cuda, mlp, &p);
+    *act = p.act;
+
+    return rc;
 }
 
 
