@@ -7,7 +7,7 @@
  *
  * Prefill: tera-operations a second; decode: bytes of the matrices, of the
  * groups that have rows, a second, and the share of the copy's.  Each figure
- * is the median of REPEATS, on random numbers.
+ * is the median of BENCH_REPEATS, on random numbers.
  */
 
 #include <math.h>
@@ -18,23 +18,11 @@
 #include "backend/be_quant.h"
 #include "backend/cuda/be_cuda.h"
 #include "backend/cuda/cu_gemm.h"
+#include "bench_gpu.h"
 
 
-#define REPEATS   15
 #define NOISE     (8u << 20)         /* bytes of random numbers */
 #define GROUPS    32
-
-#define OK(call)                                                              \
-    do {                                                                      \
-        int  ok_rc = (int) (call);                                            \
-                                                                              \
-        if (ok_rc != 0) {                                                     \
-            fprintf(stderr, "%s: error %d (%s), line %d\n", #call, ok_rc,     \
-                    cudaGetErrorString((cudaError_t) ok_rc), __LINE__);       \
-            exit(1);                                                          \
-        }                                                                     \
-    } while (0)
-
 
 typedef struct {
     const char  *name;
@@ -51,13 +39,9 @@ typedef struct {
 } ceiling_t;
 
 
-static double timed(void (*f)(void *), void *ctx);
 static void ceilings(ceiling_t *c, uint32_t side, size_t bytes);
 static void bench(const shape_t *s, cu_mm_type_t type, const ceiling_t *c);
 
-
-static cudaStream_t    stream;
-static uint64_t        seed = 88172645463325252ull;
 
 static const char *const  type_name[] = { "BF16", "FP8", "INT4" };
 
@@ -111,92 +95,7 @@ main(int argc, char **argv)
 }
 
 
-/* --- time -------------------------------------------------------------- */
-
-static int
-by_size(const void *a, const void *b)
-{
-    double  x, y;
-
-    x = *(const double *) a;
-    y = *(const double *) b;
-
-    return (x > y) - (x < y);
-}
-
-
-/* Seconds, the median. */
-
-static double
-timed(void (*f)(void *), void *ctx)
-{
-    int          i;
-    float        ms;
-    double       t[REPEATS];
-    cudaEvent_t  from, to;
-
-    OK(cudaEventCreate(&from));
-    OK(cudaEventCreate(&to));
-
-    f(ctx);
-    f(ctx);
-
-    for (i = 0; i < REPEATS; i++) {
-        OK(cudaEventRecord(from, stream));
-        f(ctx);
-        OK(cudaEventRecord(to, stream));
-        OK(cudaEventSynchronize(to));
-        OK(cudaEventElapsedTime(&ms, from, to));
-        t[i] = ms * 1e-3;
-    }
-
-    OK(cudaEventDestroy(from));
-    OK(cudaEventDestroy(to));
-    qsort(t, REPEATS, sizeof(double), by_size);
-
-    return t[REPEATS / 2];
-}
-
-
 /* --- numbers ----------------------------------------------------------- */
-
-static uint32_t
-random_bits(void)
-{
-    seed ^= seed << 13;
-    seed ^= seed >> 7;
-    seed ^= seed << 17;
-
-    return (uint32_t) (seed >> 32);
-}
-
-
-static float
-random_normal(void)
-{
-    int     i;
-    double  sum;
-
-    sum = 0;
-
-    for (i = 0; i < 4; i++) {
-        sum += random_bits() / 4294967296.0 - 0.5;
-    }
-
-    return (float) (sum * 1.7320508);
-}
-
-
-static uint16_t
-to_bf16(float f)
-{
-    uint32_t  u;
-
-    memcpy(&u, &f, 4);
-
-    return (uint16_t) ((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
 
 /* `size` bytes on the device: BF16, e4m3fn or INT4 chunks, random. */
 
@@ -278,23 +177,10 @@ scales(size_t n)
 /* --- ceilings ---------------------------------------------------------- */
 
 typedef struct {
-    void          *from, *to;
-    size_t         size;
     be_cuda_t     *cuda;
     cuda_blas_t   *blas;
     cu_mm_t        mm;
 } peak_t;
-
-
-static void
-peak_copy(void *ctx)
-{
-    peak_t  *p;
-
-    p = ctx;
-    OK(cudaMemcpyAsync(p->to, p->from, p->size, cudaMemcpyDeviceToDevice,
-                       stream));
-}
 
 
 static void
@@ -316,15 +202,7 @@ ceilings(ceiling_t *c, uint32_t side, size_t bytes)
     memset(&p, 0, sizeof(p));
     memset(c, 0, sizeof(ceiling_t));
 
-    p.size = bytes;
-    p.from = numbers(CU_MM_FP8, bytes);
-    OK(cudaMalloc(&p.to, bytes));
-
-    c->copy = 2.0 * (double) bytes / timed(peak_copy, &p);
-    printf("copy: %.0f GB/s, read and written\n", c->copy * 1e-9);
-
-    OK(cudaFree(p.from));
-    OK(cudaFree(p.to));
+    c->copy = bench_copy(bytes);
 
     p.blas = be_cuda_blas_open(0, why);
 
