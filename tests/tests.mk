@@ -134,7 +134,7 @@ check-long: deps-check npm
 
 VALGRIND_T := $(addprefix t/,abort.t api.t body.t errors.t flow.t params.t \
                              variables.t engine.t route.t early.t price.t \
-                             ledger.t)
+                             ledger.t metrics.t status.t)
 
 check-sanitize: all tests npm
 	$(MAKE) SANITIZE=1 check-unit check-ledger check-nginx
