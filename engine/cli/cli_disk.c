@@ -11,6 +11,13 @@
 #include <xxhash.h>
 
 
+/*
+ * Grows when a backend's path comes to compute other bits than it did: blocks
+ * of older engines are then no continuation.
+ */
+#define KV_ARITHMETIC  2
+
+
 static uint64_t cli_kv_fingerprint(const cli_stack_t *st);
 static void cli_kv_read(void *ctx, uint32_t rank, int32_t block, void *dst);
 static void cli_kv_write(void *ctx, uint32_t rank, int32_t block,
@@ -55,8 +62,8 @@ cli_kv_fingerprint(const cli_stack_t *st)
     int   n;
     char  s[256];
 
-    n = snprintf(s, sizeof(s), "%016llx %s %s %s %zu",
-                 (unsigned long long) st->fingerprint,
+    n = snprintf(s, sizeof(s), "%016llx %d %s %s %s %zu",
+                 (unsigned long long) st->fingerprint, KV_ARITHMETIC,
                  cli_ranks_backend(st->ranks, 0)->name, st->path, st->compute,
                  st->disk.block_size);
 
