@@ -177,6 +177,50 @@ test_grid(void **)
 }
 
 
+/*
+ * Two streams whose kernels wait for each other's flags, one of them waited
+ * for: the other runs, too.
+ */
+
+static __global__ void
+kernel_flags(unsigned *mine, unsigned *other, unsigned *seen)
+{
+    __atomic_store_n(mine, 1, __ATOMIC_RELEASE);
+
+    while (__atomic_load_n(other, __ATOMIC_ACQUIRE) != 1) {
+        __nanosleep(10);
+    }
+
+    *seen = 1;
+}
+
+
+static void
+test_flags(void **)
+{
+    unsigned      *d, flags[4];
+    cudaStream_t   a, b;
+
+    d = (unsigned *) cu_put(NULL, sizeof(flags));
+    CU_OK(cudaMemset(d, 0, sizeof(flags)));
+    CU_OK(cudaStreamCreateWithFlags(&a, cudaStreamNonBlocking));
+    CU_OK(cudaStreamCreateWithFlags(&b, cudaStreamNonBlocking));
+
+    CU_OK(CU_LAUNCH(kernel_flags, 1, 1, 0, a, d, d + 1, d + 2));
+    CU_OK(CU_LAUNCH(kernel_flags, 1, 1, 0, b, d + 1, d, d + 3));
+    CU_OK(cudaStreamSynchronize(a));
+    CU_OK(cudaStreamSynchronize(b));
+    cu_get(flags, d, sizeof(flags));
+
+    assert_int_equal(flags[2], 1);
+    assert_int_equal(flags[3], 1);
+
+    CU_OK(cudaStreamDestroy(a));
+    CU_OK(cudaStreamDestroy(b));
+    CU_OK(cudaFree(d));
+}
+
+
 /* --- what is wrong ----------------------------------------------------- */
 
 static __global__ void
@@ -502,6 +546,7 @@ main(void)
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_warps),
         cmocka_unit_test(test_grid),
+        cmocka_unit_test(test_flags),
         cmocka_unit_test(test_wrong),
         cmocka_unit_test(test_race),
         cmocka_unit_test(test_streams),

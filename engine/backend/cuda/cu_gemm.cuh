@@ -29,6 +29,7 @@
 #define GEMM_THREADS  384            /* two warpgroups compute, one fetches */
 #define GEMM_WARPS    8
 #define GEMM_STAGES   16             /* at most */
+#define GEMM_BAND     8              /* tiles of rows beside each other */
 #define GEMM_CHUNK    1152           /* INT4: 16 outputs by 128 elements */
 #define GEMM_SCALES   128            /* bytes of them in front */
 
@@ -85,6 +86,7 @@ typedef struct {
     uint32_t  row;                   /* of x, the tile's first */
     uint32_t  count;                 /* rows that are of the group */
     uint32_t  col;                   /* the first output */
+    int       again;                 /* the matrix's part is read again */
 } gemm_tile_t;
 
 
@@ -130,8 +132,9 @@ gemm_count(const gemm_args_t &a, gemm_head_t *head)
 
 
 /*
- * Tiles of one group follow each other, those of the same outputs first: they
- * are of the same part of the matrix, and run at the same time.
+ * Tiles of one group follow each other in bands of GEMM_BAND tiles of rows,
+ * in a band those of the same outputs: what runs at the same time reads few
+ * parts of the matrix and few rows, from the L2 but for the first.
  */
 
 template <int NT>
@@ -139,7 +142,7 @@ static __device__ __forceinline__ int
 gemm_tile(const gemm_args_t &a, const gemm_head_t *head, uint32_t index,
     gemm_tile_t *t)
 {
-    uint32_t  cols, low, high, mid, rows, from, to;
+    uint32_t  cols, low, high, mid, rows, band, height, from, to;
 
     cols = (a.n + GEMM_N - 1) / GEMM_N;
 
@@ -166,9 +169,14 @@ gemm_tile(const gemm_args_t &a, const gemm_head_t *head, uint32_t index,
     from = (a.offset != NULL) ? a.offset[low] : 0;
     to = (a.offset != NULL) ? a.offset[low + 1] : a.rows;
 
+    band = index / (GEMM_BAND * cols) * GEMM_BAND;
+    index -= band * cols;
+    height = (rows - band < GEMM_BAND) ? rows - band : GEMM_BAND;
+
     t->group = low;
-    t->col = index / rows * GEMM_N;
-    t->row = from + index % rows * NT;
+    t->col = index / height * GEMM_N;
+    t->row = from + (band + index % height) * NT;
+    t->again = rows > 1;
     t->count = (to - t->row < NT) ? to - t->row : NT;
 
     return 1;
@@ -198,6 +206,7 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
     int                 part;
     uint32_t            i, tile, s, turn, block, blocks, bytes, panels;
     uint8_t            *p, *q;
+    uint64_t            keep;
     gemm_tile_t         t;
     const uint8_t      *codes[2];
     const CUtensorMap  *map[2];
@@ -223,6 +232,7 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
             panels = (panels < 8) ? panels : 8;
         }
 
+        keep = t.again ? CU_KEEP_NORMAL : CU_KEEP_FIRST;
         bytes = shape::x + PARTS * (TYPE == CU_MM_INT4 ? panels * GEMM_CHUNK
                                                        : shape::w);
         bytes += (TYPE == CU_MM_FP8) ? NT * 4 : 0;
@@ -243,30 +253,27 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
                                      codes[part]
                                      + ((size_t) i * blocks + block)
                                        * GEMM_CHUNK,
-                                     GEMM_CHUNK, &head->full[s],
-                                     CU_KEEP_FIRST);
+                                     GEMM_CHUNK, &head->full[s], keep);
                     }
 
                 } else {
                     cu_tma_load_2d(q, map[part], &head->full[s],
                                    (int) (block * shape::k), (int) t.col,
-                                   CU_KEEP_FIRST);
+                                   keep);
                 }
             }
 
             cu_tma_load_2d(p, x, &head->full[s], (int) (block * shape::k),
-                           (int) t.row, CU_KEEP_LAST);
+                           (int) t.row);
 
             if (TYPE == CU_MM_INT4) {
                 cu_tma_load_2d(p + NT * 128, x, &head->full[s],
-                               (int) (block * 128 + 64), (int) t.row,
-                               CU_KEEP_LAST);
+                               (int) (block * 128 + 64), (int) t.row);
             }
 
             if (TYPE == CU_MM_FP8) {
                 cu_tma_load_2d(p + shape::x + PARTS * shape::w, scale,
-                               &head->full[s], (int) t.row, (int) block,
-                               CU_KEEP_LAST);
+                               &head->full[s], (int) t.row, (int) block);
             }
 
             if (++s == shape::stages) {

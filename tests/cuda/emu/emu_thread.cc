@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "emu_runtime.h"
 #include "emu_thread.h"
 
 
@@ -22,6 +23,7 @@
 #define EMU_PAGE       4096
 #define EMU_RESIDENT   2             /* blocks at a time */
 #define EMU_POLL_TIME  60            /* seconds of polling and nothing else */
+#define EMU_KICK       1000          /* looks without change */
 #define EMU_COOP       2
 
 #define LIVE(block)    ((block)->n_threads - (block)->n_done)
@@ -66,7 +68,7 @@ emu_run(emu_launch_t *launch, void (*body)(void *), void *ctx)
 {
     time_t                      idle;
     uint64_t                    next, total;
-    uint32_t                    progress, i, resident;
+    uint32_t                    progress, i, resident, looks;
     emu_block_t                *block;
     emu_thread_t               *self;
     std::vector<emu_block_t *>  blocks;
@@ -79,6 +81,7 @@ emu_run(emu_launch_t *launch, void (*body)(void *), void *ctx)
     emu_body_ctx = ctx;
     next = 0;
     idle = 0;
+    looks = 0;
     total = (uint64_t) launch->grid.x * launch->grid.y * launch->grid.z;
     resident = (launch->how == EMU_COOP) ? (uint32_t) total : EMU_RESIDENT;
 
@@ -129,6 +132,12 @@ emu_run(emu_launch_t *launch, void (*body)(void *), void *ctx)
 
         if (progress == 0 || time(NULL) - idle > EMU_POLL_TIME) {
             stuck(&blocks);
+        }
+
+        /* what they wait for may be queued where nobody waits */
+
+        if (++looks % EMU_KICK == 0) {
+            emu_kick();
         }
 
         sched_yield();
