@@ -390,7 +390,7 @@ sample_cut(const cu_draw_t *p, const sample_shared_t *s, uint32_t n)
 
 
 static __global__ void
-__launch_bounds__(SAMPLE_THREADS)
+__launch_bounds__(SAMPLE_THREADS, 1)
 sample_draw(const float *logits, uint32_t vocab, const uint8_t *known,
     const cu_draw_t *draw, double *block, int32_t *id)
 {
