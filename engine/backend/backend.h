@@ -199,6 +199,22 @@ typedef struct {
                                         peer_send() brought, and x is NULL */
 } be_pairs_t;
 
+/*
+ * What the largest step needs, for reserve().  Rows of matrices that have
+ * `inputs` columns at most, MLPs apart.
+ */
+
+typedef struct {
+    uint32_t             rows;       /* of this rank */
+    uint32_t             pairs;      /* that the exchange hands over */
+    uint32_t             inputs;
+    uint32_t             hidden;
+    uint32_t             inter;      /* of dense and shared MLPs */
+    uint32_t             moe_inter;
+    const be_mla_t      *mla;
+    const be_gate_t     *gate;
+} be_largest_t;
+
 /* The rows of one rank, for a rank that holds every expert in its own slot. */
 
 typedef struct {
@@ -294,6 +310,12 @@ struct be_s {
 
     /* Waits.  0, or -1 with the reason of the first failure so far. */
     int (*sync)(be_t *be, char *err);
+
+    /*
+     * NULL, or takes the memory that a step works in, so that none is taken
+     * in a step: before the first, once.  0, or -1 with the reason in `err`.
+     */
+    int (*reserve)(be_t *be, const be_largest_t *largest, char *err);
 
     /*
      * NULL but on a device: begins and ends a step.  Batches of operations

@@ -23,6 +23,7 @@ static int rank_get(model_rank_t *mr, uint32_t item, void *p, char *err);
 static int rank_attach(model_rank_t *mr, char *err);
 static int rank_scratch(model_rank_t *mr, char *err);
 static int rank_scratch_gate(model_rank_t *mr);
+static int rank_reserve(model_rank_t *mr, char *err);
 static int rank_scratch_mtp(model_rank_t *mr, char *err);
 static float *rank_rows(model_rank_t *mr, size_t rows, size_t dim, int *rc);
 
@@ -78,7 +79,8 @@ model_rank_open(model_t *model, be_t *be, ep_exchange_t *ex,
     if (mr->pool == NULL || rank_weights(mr, map, err) != 0
         || rank_attach(mr, err) != 0
         || rank_scratch(mr, err) != 0
-        || (opt->mtp && rank_scratch_mtp(mr, err) != 0))
+        || (opt->mtp && rank_scratch_mtp(mr, err) != 0)
+        || rank_reserve(mr, err) != 0)
     {
         goto failed;
     }
@@ -524,6 +526,42 @@ rank_scratch_gate(model_rank_t *mr)
     }
 
     return 0;
+}
+
+
+/* What the backend itself works in. */
+
+static int
+rank_reserve(model_rank_t *mr, char *err)
+{
+    size_t                 pairs, inputs;
+    be_largest_t           l;
+    const model_config_t  *c;
+
+    if (mr->be->reserve == NULL) {
+        return 0;
+    }
+
+    c = &mr->model->config;
+    pairs = (size_t) mr->opt.max_rows * c->gate.top_k;
+    inputs = (size_t) c->mla.heads * c->mla.v;
+
+    if (inputs < (size_t) c->hidden * (mr->opt.mtp ? 2 : 1)) {
+        inputs = (size_t) c->hidden * (mr->opt.mtp ? 2 : 1);
+    }
+
+    memset(&l, 0, sizeof(l));
+    l.rows = mr->opt.max_rows;
+    l.pairs = (pairs > UINT32_MAX / mr->ex->ranks)
+              ? UINT32_MAX : (uint32_t) pairs * mr->ex->ranks;
+    l.inputs = (inputs > c->q_lora) ? (uint32_t) inputs : c->q_lora;
+    l.hidden = c->hidden;
+    l.inter = (c->inter > c->shared) ? c->inter : c->shared;
+    l.moe_inter = c->moe_inter;
+    l.mla = &c->mla;
+    l.gate = &c->gate;
+
+    return mr->be->reserve(mr->be, &l, err);
 }
 
 

@@ -524,6 +524,130 @@ test_attend_runs(void **state)
 }
 
 
+/*
+ * More runs than there is memory for their results at once, after a reserve
+ * for so many rows: three sequences that are one, or a single one.
+ */
+
+static void
+test_attend_turns(void **state)
+{
+    be_t               *be, *one;
+    char                err[ERR_LEN];
+    float              *kva, *ql, *o, *p, *norm, freq;
+    size_t              n;
+    int32_t            *blocks;
+    be_kv_t            *kv;
+    uint32_t            i, at, seqs, threads, pos[64], seq[64], first[3];
+    be_gate_t           gate;
+    be_rope_t           rope;
+    be_batch_t          b;
+    be_largest_t        l;
+    const int32_t      *table[3];
+    const char *const  *path;
+
+    static const be_mla_t  mla = { 16, 3, 4, 2, 3, 10 };
+
+    enum { BLOCKS = 70 * 8, DIM = 12, ROWS = 3 };
+
+    (void) state;
+
+    n = (size_t) ROWS * mla.heads * mla.kv_lora;
+    kva = be_random_floats((size_t) 64 * DIM, 2.0f);
+    ql = be_random_floats((size_t) ROWS * mla.heads * DIM, 3.0f);
+    o = be_random_floats(n, 0.0f);
+    p = be_random_floats(n, 0.0f);
+    norm = be_random_floats(mla.kv_lora, 1.0f);
+    blocks = calloc(BLOCKS, sizeof(int32_t));
+    assert_non_null(blocks);
+
+    freq = 0.7f;
+    rope.dim = 2;
+    rope.freq = &freq;
+    rope.mscale = 1.0f;
+
+    memset(&gate, 0, sizeof(gate));
+    gate.experts = 4;
+    gate.top_k = 2;
+
+    memset(&l, 0, sizeof(l));
+    l.rows = 64;
+    l.pairs = 128;
+    l.inputs = 16;
+    l.hidden = 16;
+    l.inter = 16;
+    l.moe_inter = 16;
+    l.mla = &mla;
+    l.gate = &gate;
+
+    for (i = 0; i < BLOCKS; i++) {
+        blocks[i] = (int32_t) i;
+    }
+
+    for (path = be_test_paths(); *path != NULL; path++) {
+        for (threads = 2; threads <= 3; threads++) {
+            be = be_test_open(*path, BE_BF16, threads);
+            one = be_test_open(*path, BE_BF16, 1);
+            kv = be->kv_open(be, 1, BLOCKS, &mla, err);
+            assert_non_null(kv);
+            assert_int_equal(be->reserve(be, &l, err), 0);
+
+            memset(&b, 0, sizeof(b));
+            table[0] = blocks;
+            table[1] = blocks;
+            table[2] = blocks;
+            b.pos = pos;
+            b.seq = seq;
+            b.n_seqs = 3;
+            b.blocks = table;
+            b.n_rows = 64;
+            memset(seq, 0, sizeof(seq));
+
+            for (at = 0; at < BLOCKS * 64; at += 64) {
+                for (i = 0; i < 64; i++) {
+                    pos[i] = at + i;
+                    kva[(i * 7 + at / 64) % (64 * DIM)] += 0.01f;
+                }
+
+                be->mla_cache(be, kv, 0, &mla, &rope, norm, 1e-6f, kva, &b);
+            }
+
+            b.n_rows = ROWS;
+
+            for (i = 0; i < 3; i++) {
+                first[i] = i * 12000;
+            }
+
+            for (seqs = 1; seqs <= 3; seqs += 2) {
+                b.first = (seqs == 3) ? first : NULL;
+
+                for (i = 0; i < ROWS; i++) {
+                    seq[i] = i % seqs;
+                    pos[i] = BLOCKS * 64 - 1 - (seqs == 3 ? i * 700 : 3 - i);
+                }
+
+                /* as one thread does it, run by run */
+
+                be->mla_attend(be, kv, 0, &mla, 0.5f, ql, &b, p);
+                one->mla_attend(one, kv, 0, &mla, 0.5f, ql, &b, o);
+                assert_memory_equal(o, p, n * sizeof(float));
+            }
+
+            be->kv_free(be, kv);
+            be->close(be);
+            one->close(one);
+        }
+    }
+
+    free(kva);
+    free(ql);
+    free(o);
+    free(p);
+    free(norm);
+    free(blocks);
+}
+
+
 /* A row that is not finite must not spoil those before it in its step. */
 
 static void
@@ -653,6 +777,7 @@ main(void)
         cmocka_unit_test(test_attend_reference),
         cmocka_unit_test(test_attend_same_bits),
         cmocka_unit_test(test_attend_runs),
+        cmocka_unit_test(test_attend_turns),
         cmocka_unit_test(test_attend_infinite),
         cmocka_unit_test(test_attend_beyond)
     };

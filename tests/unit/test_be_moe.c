@@ -15,6 +15,7 @@ typedef struct {
 static void moe_make(moe_expert_t *e, uint32_t hidden, uint32_t inter);
 static void moe_open(be_t *be, moe_expert_t *e);
 static void moe_close(be_t *be, moe_expert_t *e);
+static void moe_reserve(be_t *be, uint32_t hidden, uint32_t inter);
 static void moe_reference(const moe_expert_t *e, be_dtype_t compute,
     const float *x, double *y, double *size);
 static void gate_reference(const be_gate_t *g, const float *w,
@@ -59,6 +60,35 @@ moe_close(be_t *be, moe_expert_t *e)
     be->weight_free(be, e->mlp.w1);
     be->weight_free(be, e->mlp.w3);
     be->weight_free(be, e->mlp.w2);
+}
+
+
+/* For steps of 8 rows that choose one of two experts: 16 and 2 * 16. */
+
+static void
+moe_reserve(be_t *be, uint32_t hidden, uint32_t inter)
+{
+    char          err[ERR_LEN];
+    be_gate_t     gate;
+    be_largest_t  l;
+
+    static const be_mla_t  mla = { 16, 1, 4, 2, 4, 16 };
+
+    memset(&gate, 0, sizeof(gate));
+    gate.experts = 2;
+    gate.top_k = 1;
+
+    memset(&l, 0, sizeof(l));
+    l.rows = 8;
+    l.pairs = 8;
+    l.inputs = hidden;
+    l.hidden = hidden;
+    l.inter = inter;
+    l.moe_inter = inter;
+    l.mla = &mla;
+    l.gate = &gate;
+
+    assert_int_equal(be->reserve(be, &l, err), 0);
 }
 
 
@@ -177,6 +207,14 @@ test_experts(void **state)
                         memcpy(first, y, PAIRS * hidden * sizeof(float));
                     }
 
+                    assert_memory_equal(first, y,
+                                        PAIRS * hidden * sizeof(float));
+
+                    /* In turns, where there is memory for few rows. */
+
+                    moe_reserve(be, hidden, inter);
+                    memset(y, 0, PAIRS * hidden * sizeof(float));
+                    be->experts(be, mlp, &pairs);
                     assert_memory_equal(first, y,
                                         PAIRS * hidden * sizeof(float));
 

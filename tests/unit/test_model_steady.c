@@ -1,6 +1,6 @@
 /*
  * A step takes no memory from the system and no lock, on any thread: both are
- * counted while steps of all kinds go on.  Threads may sleep in a futex where
+ * counted while steps of all kinds go on, from the first.  Threads may sleep in a futex where
  * there is nothing to do.
  *
  * Not with a sanitizer, which has these functions for itself.
@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/resource.h>
 
 #include "ep/exchange.h"
 #include "model/model.h"
@@ -259,7 +260,7 @@ side_main(void *data)
     s->be = be_open("cpu", &be, s->err);
     s->mr = s->be == NULL ? NULL
             : model_rank_open(s->model, s->be, s->ex, s->map, &opt, s->err);
-    s->rc = s->mr != NULL ? steps(s, &r) : -1;
+    s->rc = s->mr != NULL ? 0 : -1;
 
     pthread_barrier_wait(&turn);         /* the counter goes on */
     pthread_barrier_wait(&turn);
@@ -393,6 +394,74 @@ test_steady(void **state)
 }
 
 
+/* More rows than there is memory for. */
+
+static void
+test_refused(void **state)
+{
+    be_t           *be;
+    char            err[ERR_LEN];
+    be_mla_t        mla;
+    be_gate_t       gate;
+    be_largest_t    l;
+    be_options_t    opt;
+    struct rlimit   limit, none;
+
+    (void) state;
+
+    if (!STEADY_COUNTS) {
+        skip();
+    }
+
+    memset(&opt, 0, sizeof(opt));
+    memset(&mla, 0, sizeof(mla));
+    memset(&gate, 0, sizeof(gate));
+    memset(&l, 0, sizeof(l));
+
+    opt.compute = BE_F32;
+    opt.threads = 3;
+    opt.pin = -1;
+
+    mla.hidden = 64;
+    mla.heads = 4;
+    mla.nope = 16;
+    mla.rope = 8;
+    mla.v = 16;
+    mla.kv_lora = 32;
+    gate.experts = 8;
+    gate.top_k = 2;
+
+    l.rows = 100000;
+    l.pairs = 200000;
+    l.inputs = 64;
+    l.hidden = 64;
+    l.inter = 64;
+    l.moe_inter = 64;
+    l.mla = &mla;
+    l.gate = &gate;
+
+    be = be_open("cpu", &opt, err);
+    assert_non_null(be);
+
+    assert_int_equal(getrlimit(RLIMIT_AS, &limit), 0);
+    none = limit;
+    none.rlim_cur = 1024 * 1024;
+    assert_int_equal(setrlimit(RLIMIT_AS, &none), 0);
+
+    err[0] = '\0';
+    assert_int_equal(be->reserve(be, &l, err), -1);
+
+    assert_int_equal(setrlimit(RLIMIT_AS, &limit), 0);
+    assert_non_null(strstr(err, "no memory for steps of 100000 rows on 3 "
+                                "threads: they work in "));
+
+    l.rows = 100;
+    assert_int_equal(be->reserve(be, &l, err), 0);
+
+    be->close(be);
+}
+
+
 /* That the counters count. */
 
 static void
@@ -428,6 +497,7 @@ main(void)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_counters),
+        cmocka_unit_test(test_refused),
         cmocka_unit_test(test_steady),
     };
 

@@ -9,8 +9,9 @@
  * one rescale of one of the two sides each.
  *
  * So a long sequence of few rows, as in decoding, is cut into an item for
- * each run, and merged when all are done; otherwise an item goes through all
- * its runs and merges on the way.
+ * each run, and merged when all are done; where there are more runs than
+ * memory for what comes of them, so many at a time.  Otherwise an item goes
+ * through all its runs and merges on the way.
  */
 
 #include <math.h>
@@ -26,6 +27,8 @@
 #define ATTEND_NEVER    (-1e30f)     /* score of what is not seen */
 #define ATTEND_ALIGN    64
 #define ATTEND_TILE     16           /* heads that are worth an item */
+#define ATTEND_PARTS    64           /* results of runs that wait, */
+#define ATTEND_SHARE    8            /* or so many for each thread */
 
 
 typedef struct {
@@ -56,10 +59,12 @@ typedef struct {
     uint32_t             heads;      /* of an item */
     uint32_t             parts;      /* of all heads */
     uint32_t             runs;       /* of an item, if it is cut into them */
+    uint32_t             from;       /* run, of those in work */
+    uint32_t             turn;       /* how many these are */
     size_t               ldo;
     uint8_t             *scratch;
     size_t               scratch_size;
-    uint8_t             *part;       /* [items][runs] */
+    uint8_t             *part;       /* [items][1 + turn]: all, and one */
     size_t               part_size;
 } attend_job_t;
 
@@ -94,6 +99,9 @@ typedef struct {
 
 
 static void attend_cut(attend_job_t *job, attend_rows_t *group);
+static uint32_t attend_queries(const be_cpu_t *cpu);
+static void attend_runs(attend_job_t *job, uint64_t cost);
+static uint32_t attend_parts(const be_cpu_t *cpu);
 static size_t attend_layout(const attend_job_t *job, uint8_t *base,
     attend_work_t *w);
 static size_t attend_part(const attend_job_t *job, uint8_t *base,
@@ -101,6 +109,8 @@ static size_t attend_part(const attend_job_t *job, uint8_t *base,
 static void attend_item(const attend_job_t *job, uint32_t i,
     attend_item_t *item);
 static void attend_whole(void *ctx, uint32_t i, uint32_t worker);
+static uint8_t *attend_part_of(const attend_job_t *job,
+    const attend_item_t *item, uint32_t i, uint32_t run);
 static void attend_one_run(void *ctx, uint32_t i, uint32_t worker);
 static void attend_merge_runs(void *ctx, uint32_t i, uint32_t worker);
 static void attend_load(const attend_job_t *job, const attend_item_t *item,
@@ -167,14 +177,76 @@ be_cpu_mla_attend(be_t *be, be_kv_t *kv, uint32_t layer, const be_mla_t *mla,
         return;
     }
 
-    job.part_size = attend_part(&job, NULL, NULL);
-    job.part = be_scratch(cpu, BE_SCRATCH_PART, job.part_size * job.n_groups
-                                                * job.parts * job.runs);
+    attend_runs(&job, cost);
+}
 
-    be_team_run(cpu->team, attend_one_run, &job,
-                job.n_groups * job.parts * job.runs, cost);
-    be_team_run(cpu->team, attend_merge_runs, &job, job.n_groups * job.parts,
-                (uint64_t) b->n_rows * mla->heads * job.runs * job.ldo / 16);
+
+/* There are fewer than 2 * threads items then, see attend_cut(). */
+
+static void
+attend_runs(attend_job_t *job, uint64_t cost)
+{
+    uint32_t   items, n;
+    uint64_t   merge;
+    be_cpu_t  *cpu;
+
+    cpu = job->cpu;
+    items = job->n_groups * job->parts;
+
+    job->turn = attend_parts(cpu) / items;
+    job->turn = (job->turn < job->runs) ? job->turn : job->runs;
+    job->part_size = attend_part(job, NULL, NULL);
+    job->part = be_scratch(cpu, BE_SCRATCH_PART,
+                           job->part_size * items * (1 + job->turn));
+
+    for (job->from = 0; job->from < job->runs; job->from += job->turn) {
+        n = (job->runs - job->from < job->turn) ? job->runs - job->from
+                                                : job->turn;
+        merge = (uint64_t) job->b->n_rows * job->mla->heads * n * job->ldo
+                / 16;
+
+        be_team_run(cpu->team, attend_one_run, job, items * job->turn,
+                    cost / job->runs * n);
+        be_team_run(cpu->team, attend_merge_runs, job, items, merge);
+    }
+}
+
+
+/* At least two for each item. */
+
+static uint32_t
+attend_parts(const be_cpu_t *cpu)
+{
+    return (cpu->threads * ATTEND_SHARE > ATTEND_PARTS)
+           ? cpu->threads * ATTEND_SHARE : ATTEND_PARTS;
+}
+
+
+void
+be_attend_reserve(be_cpu_t *cpu, const be_largest_t *l, size_t *size)
+{
+    be_kv_t        kv;
+    attend_job_t   job;
+
+    memset(&job, 0, sizeof(job));
+    memset(&kv, 0, sizeof(kv));
+
+    kv.dtype = cpu->compute;
+    job.cpu = cpu;
+    job.kv = &kv;
+    job.mla = l->mla;
+    job.ldo = attend_align(l->mla->kv_lora, 32);
+    job.queries = attend_queries(cpu);
+
+    be_reserve(&size[BE_SCRATCH_RUN], l->rows * sizeof(attend_rows_t));
+    be_reserve(&size[BE_SCRATCH_ATTEND],
+               attend_layout(&job, NULL, NULL) * cpu->threads);
+
+    if (cpu->threads > 1) {
+        be_reserve(&size[BE_SCRATCH_PART],
+                   attend_part(&job, NULL, NULL)
+                   * (attend_parts(cpu) + 2 * cpu->threads));
+    }
 }
 
 
@@ -193,9 +265,7 @@ attend_cut(attend_job_t *job, attend_rows_t *group)
     b = job->b;
     threads = job->cpu->threads;
 
-    job->queries = (job->cpu->cache < ATTEND_CACHE
-                    || job->cpu->mode->run == NULL) ? ATTEND_QUERIES / 2
-                                                    : ATTEND_QUERIES;
+    job->queries = attend_queries(job->cpu);
     job->heads = (job->mla->heads < job->queries) ? job->mla->heads
                                                   : job->queries;
     most = atomic_load_explicit(&job->kv->infinite, memory_order_relaxed)
@@ -230,6 +300,14 @@ attend_cut(attend_job_t *job, attend_rows_t *group)
         job->heads = (job->heads + 1) / 2;
         job->parts = (job->mla->heads + job->heads - 1) / job->heads;
     }
+}
+
+
+static uint32_t
+attend_queries(const be_cpu_t *cpu)
+{
+    return (cpu->cache < ATTEND_CACHE || cpu->mode->run == NULL)
+           ? ATTEND_QUERIES / 2 : ATTEND_QUERIES;
 }
 
 
@@ -352,6 +430,21 @@ attend_whole(void *ctx, uint32_t i, uint32_t worker)
 }
 
 
+/* Where the result of a run goes: an item's first takes in the others. */
+
+static uint8_t *
+attend_part_of(const attend_job_t *job, const attend_item_t *item, uint32_t i,
+    uint32_t run)
+{
+    size_t  at;
+
+    at = (size_t) i * (1 + job->turn);
+    at += (run == item->first / BE_RUN) ? 0 : 1 + run - job->from;
+
+    return job->part + at * job->part_size;
+}
+
+
 static void
 attend_one_run(void *ctx, uint32_t i, uint32_t worker)
 {
@@ -362,16 +455,17 @@ attend_one_run(void *ctx, uint32_t i, uint32_t worker)
     attend_work_t   w;
 
     job = ctx;
-    run = i % job->runs;
+    run = job->from + i % job->turn;
+    i /= job->turn;
 
-    attend_item(job, i / job->runs, &item);
+    attend_item(job, i, &item);
 
     if (run < item.first / BE_RUN || run > item.last / BE_RUN) {
         return;
     }
 
     (void) attend_layout(job, job->scratch + worker * job->scratch_size, &w);
-    (void) attend_part(job, job->part + i * job->part_size, &part);
+    (void) attend_part(job, attend_part_of(job, &item, i, run), &part);
 
     attend_load(job, &item, &w);
 
@@ -385,8 +479,7 @@ attend_one_run(void *ctx, uint32_t i, uint32_t worker)
 static void
 attend_merge_runs(void *ctx, uint32_t i, uint32_t worker)
 {
-    uint32_t        run;
-    uint8_t        *at;
+    uint32_t        run, end;
     attend_job_t   *job;
     attend_item_t   item;
     attend_part_t   all, one;
@@ -397,15 +490,19 @@ attend_merge_runs(void *ctx, uint32_t i, uint32_t worker)
     attend_item(job, i, &item);
 
     run = item.first / BE_RUN;
-    at = job->part + (size_t) i * job->runs * job->part_size;
-    (void) attend_part(job, at + run * job->part_size, &all);
+    (void) attend_part(job, attend_part_of(job, &item, i, run), &all);
 
-    for (run++; run <= item.last / BE_RUN; run++) {
-        (void) attend_part(job, at + run * job->part_size, &one);
+    run = (run + 1 > job->from) ? run + 1 : job->from;
+    end = job->from + job->turn;
+
+    for ( /* void */ ; run < end && run <= item.last / BE_RUN; run++) {
+        (void) attend_part(job, attend_part_of(job, &item, i, run), &one);
         attend_merge(job, item.rows * item.heads, &all, &one);
     }
 
-    attend_store(job, &item, &all);
+    if (item.last / BE_RUN >= job->from && item.last / BE_RUN < end) {
+        attend_store(job, &item, &all);
+    }
 }
 
 

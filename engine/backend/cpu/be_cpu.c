@@ -68,6 +68,7 @@ static const be_t  cpu_table = {
     .upload = cpu_copy,
     .download = cpu_copy,
     .sync = cpu_sync,
+    .reserve = be_cpu_reserve,
     .weight = be_cpu_weight,
     .weight_t = be_cpu_weight_t,
     .table = be_cpu_table,
@@ -222,6 +223,7 @@ be_cpu_open(const be_options_t *opt, char *err)
     cpu->weights = opt->weights;
     cpu->mode = &cpu->k->mode[opt->compute];
     cpu->threads = (opt->threads != 0) ? opt->threads : 1;
+    cpu->most_packed = UINT32_MAX / BE_ROW_BLOCK * BE_ROW_BLOCK;
 
     cpu->team = be_team_open(cpu->threads, opt->pin, err);
     if (cpu->team == NULL) {
@@ -289,38 +291,6 @@ cpu_close(be_t *be)
 
     free((char *) cpu->be.share);
     free(cpu);
-}
-
-
-void *
-be_scratch(be_cpu_t *cpu, be_scratch_t use, size_t size)
-{
-    void    *p;
-    size_t   n;
-
-    if (size <= cpu->scratch_size[use]) {
-        return cpu->scratch[use];
-    }
-
-    /*
-     * A step cannot fail half-way on one rank of many, and what it needs is
-     * bounded by the largest batch, which a warm-up step has already had.
-     */
-
-    n = (size + size / 4 + 4095) / 4096 * 4096;
-
-    p = aligned_alloc(64, n);
-    if (p == NULL) {
-        fprintf(stderr, "cpu backend: no memory for %zu bytes of scratch\n",
-                n);
-        abort();
-    }
-
-    free(cpu->scratch[use]);
-    cpu->scratch[use] = p;
-    cpu->scratch_size[use] = n;
-
-    return p;
 }
 
 

@@ -2,6 +2,7 @@
  * The CPU backend's inside: what its files share.
  *
  *     be_cpu.c       opening, memory, the KV pool, simple row operations
+ *     be_scratch.c   memory that a step works in
  *     be_weight.c    matrices: mapped, converted, transposed, quantised
  *     be_region.c    huge pages for them
  *     be_product.c   matrix products over groups of rows, cut into items
@@ -56,12 +57,17 @@ struct be_kv_s {
     _Atomic int      infinite;
 };
 
-/* Scratch memory by use; each grows to the largest step so far. */
+/*
+ * Scratch memory by use.  What the largest step needs is reserved before the
+ * first; whoever does without that, as tests do, lets each grow to the
+ * largest so far.
+ */
 
 typedef enum {
     BE_SCRATCH_ACT = 0,              /* packed inputs of a product */
     BE_SCRATCH_ACT2,                 /* and of the one after it */
     BE_SCRATCH_GROUP,
+    BE_SCRATCH_OFFSET,
     BE_SCRATCH_ITEM,
     BE_SCRATCH_TILE,                 /* per thread */
     BE_SCRATCH_ATTEND,               /* per thread */
@@ -87,6 +93,9 @@ typedef struct {
 
     void                     *scratch[BE_SCRATCH_MAX];
     size_t                    scratch_size[BE_SCRATCH_MAX];
+
+    /* Packed rows of experts at a time, a multiple of BE_ROW_BLOCK. */
+    uint32_t                  most_packed;
 
     /* What the cosines and sines in BE_SCRATCH_ROPE were made for. */
     uint32_t                  rope_rows;
@@ -144,6 +153,24 @@ typedef struct {
 
 /* At least `size` bytes for that use, their content undefined. */
 void *be_scratch(be_cpu_t *cpu, be_scratch_t use, size_t size);
+
+int be_cpu_reserve(be_t *be, const be_largest_t *l, char *err);
+
+/* What the operations of a file use at most: raises size[BE_SCRATCH_MAX]. */
+void be_product_reserve(const be_cpu_t *cpu, const be_largest_t *l,
+    size_t *size);
+void be_mla_reserve(const be_cpu_t *cpu, const be_largest_t *l, size_t *size);
+void be_attend_reserve(be_cpu_t *cpu, const be_largest_t *l, size_t *size);
+void be_moe_reserve(const be_cpu_t *cpu, const be_largest_t *l, size_t *size);
+
+/* Packed rows, of the type of weights for which they take most. */
+size_t be_packed_size(const be_cpu_t *cpu, uint32_t rows, uint32_t k);
+
+static inline void
+be_reserve(size_t *at, size_t size)
+{
+    *at = (*at < size) ? size : *at;
+}
 
 /* Rows x[i] or x + i * ldx of k elements → packed rows; n rows. */
 typedef const float *(*be_row_f)(void *ctx, uint32_t row, uint32_t *packed);

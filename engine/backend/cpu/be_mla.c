@@ -91,6 +91,30 @@ be_cpu_mla_cache(be_t *be, be_kv_t *kv, uint32_t layer, const be_mla_t *mla,
 }
 
 
+void
+be_mla_reserve(const be_cpu_t *cpu, const be_largest_t *l, size_t *size)
+{
+    uint32_t         rows;
+    const be_mla_t  *mla;
+
+    mla = l->mla;
+    rows = (l->rows + BE_ROW_BLOCK - 1) / BE_ROW_BLOCK * BE_ROW_BLOCK;
+
+    be_reserve(&size[BE_SCRATCH_TILE],
+               ((size_t) mla->kv_lora + mla->rope) * cpu->threads
+               * sizeof(float));
+    be_reserve(&size[BE_SCRATCH_ACT],
+               be_packed_size(cpu, rows * mla->heads,
+                              mla->nope > mla->kv_lora ? mla->nope
+                                                       : mla->kv_lora));
+    be_reserve(&size[BE_SCRATCH_GROUP], mla->heads * sizeof(be_group_t));
+    be_reserve(&size[BE_SCRATCH_ROPE],
+               (mla->rope / 2 + (size_t) l->rows * mla->rope)
+               * sizeof(float));
+    be_reserve(&size[BE_SCRATCH_POS], l->rows * sizeof(uint32_t));
+}
+
+
 static void
 mla_cache_item(void *ctx, uint32_t item, uint32_t worker)
 {

@@ -54,6 +54,8 @@ typedef struct {
 } moe_combine_t;
 
 
+static uint32_t moe_turn(moe_mlp_t *job, const be_pairs_t *pairs, uint32_t g,
+    uint32_t *offset);
 static void moe_mlps(moe_mlp_t *job, const be_mlp_t *mlp);
 static const float *moe_row(void *ctx, uint32_t row, uint32_t *packed);
 static void moe_up_store(void *ctx, uint32_t g, uint32_t row, uint32_t m,
@@ -91,20 +93,97 @@ be_cpu_mlp_add(be_t *be, const be_mlp_t *mlp, const float *x, uint32_t rows,
 }
 
 
+/* In turns, if what has to be packed is more than there is memory for. */
+
 void
 be_cpu_experts(be_t *be, const be_mlp_t *mlp, const be_pairs_t *pairs)
 {
+    uint32_t   g, next, n, *offset;
     moe_mlp_t  job;
 
     memset(&job, 0, sizeof(job));
+    n = pairs->n_experts;
+
+    if (n == 0) {
+        return;
+    }
 
     job.cpu = (be_cpu_t *) be;
-    job.offset = pairs->offset;
-    job.n_groups = pairs->n_experts;
     job.x = pairs->x;
     job.y = pairs->y;
 
-    moe_mlps(&job, mlp);
+    offset = be_scratch(job.cpu, BE_SCRATCH_OFFSET,
+                        ((size_t) n + 1) * sizeof(uint32_t));
+    offset[0] = pairs->offset[0];
+
+    for (g = 0; g < n; g = next) {
+        next = moe_turn(&job, pairs, g, offset);
+        moe_mlps(&job, mlp + g);
+        offset[0] = offset[job.n_groups];
+    }
+}
+
+
+/*
+ * Pairs from offset[0] on, which is in group g: as many as can be packed.
+ * Returns the group that the next turn begins in.
+ */
+
+static uint32_t
+moe_turn(moe_mlp_t *job, const be_pairs_t *pairs, uint32_t g,
+    uint32_t *offset)
+{
+    uint32_t  n, rows, room;
+
+    room = job->cpu->most_packed;
+    n = 0;
+
+    do {
+        rows = pairs->offset[g + 1] - offset[n];
+        rows = (rows < room) ? rows : room;
+        room -= (rows + BE_ROW_BLOCK - 1) / BE_ROW_BLOCK * BE_ROW_BLOCK;
+
+        offset[n + 1] = offset[n] + rows;
+        n++;
+
+        if (offset[n] < pairs->offset[g + 1]) {
+            break;
+        }
+
+        g++;
+
+    } while (g < pairs->n_experts);
+
+    job->offset = offset;
+    job->n_groups = n;
+
+    return g;
+}
+
+
+void
+be_moe_reserve(const be_cpu_t *cpu, const be_largest_t *l, size_t *size)
+{
+    uint32_t          rows;
+    const be_gemm_t  *gate;
+
+    rows = cpu->most_packed;
+    gate = &cpu->k->mode[BE_F32].gemm[BE_F32];
+
+    be_reserve(&size[BE_SCRATCH_ACT], be_packed_size(cpu, l->rows,
+                                                     l->hidden));
+    be_reserve(&size[BE_SCRATCH_ACT], be_packed_size(cpu, rows, l->hidden));
+    be_reserve(&size[BE_SCRATCH_ACT], gate->size(l->rows, l->hidden));
+    be_reserve(&size[BE_SCRATCH_ACT2], be_packed_size(cpu, l->rows,
+                                                      l->inter));
+    be_reserve(&size[BE_SCRATCH_ACT2], be_packed_size(cpu, rows,
+                                                      l->moe_inter));
+    be_reserve(&size[BE_SCRATCH_GROUP],
+               ((size_t) l->gate->experts + 1) * sizeof(be_group_t));
+    be_reserve(&size[BE_SCRATCH_OFFSET],
+               ((size_t) l->gate->experts + 1) * sizeof(uint32_t));
+    be_reserve(&size[BE_SCRATCH_LOGITS],
+               (size_t) l->rows * l->gate->experts * 2 * sizeof(float));
 }
 
 

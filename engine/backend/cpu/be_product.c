@@ -104,6 +104,23 @@ be_product(be_cpu_t *cpu, const be_product_t *p)
 }
 
 
+void
+be_product_reserve(const be_cpu_t *cpu, const be_largest_t *l, size_t *size)
+{
+    uint32_t  groups;
+
+    groups = (l->gate->experts > l->mla->heads) ? l->gate->experts
+                                                : l->mla->heads;
+
+    be_reserve(&size[BE_SCRATCH_ACT], be_packed_size(cpu, l->rows,
+                                                     l->inputs));
+    be_reserve(&size[BE_SCRATCH_ITEM],
+               ((size_t) groups + 2) * sizeof(uint32_t));
+    be_reserve(&size[BE_SCRATCH_TILE],
+               (size_t) cpu->threads * PRODUCT_TILE * 2 * sizeof(float));
+}
+
+
 /* How large blocks, bands and tiles are; the result does not depend on it. */
 
 static void

@@ -48,6 +48,14 @@
 #define TEAM_FUTEX_LEAD  2u
 
 
+/* What a helper is told when it starts. */
+
+typedef struct {
+    be_team_t         *team;
+    uint32_t           worker;
+    pthread_t          thread;
+} team_helper_t;
+
 struct be_team_s {
     _Atomic uint32_t   state;
     char               pad0[60];
@@ -67,14 +75,9 @@ struct be_team_s {
     int                pin;
     pthread_t          leader;       /* was the last one here */
     int                led;
-    pthread_t         *thread;
+    team_helper_t     *helper;       /* [size - 1] */
     uint32_t           started;
 };
-
-typedef struct {
-    be_team_t         *team;
-    uint32_t           worker;
-} team_start_t;
 
 
 /*
@@ -99,10 +102,10 @@ static void team_wake(_Atomic uint32_t *word, int n, uint32_t bits);
 be_team_t *
 be_team_open(uint32_t threads, int pin, char *err)
 {
-    int            rc;
-    uint32_t       i;
-    be_team_t     *team;
-    team_start_t  *start;
+    int             rc;
+    uint32_t        i;
+    be_team_t      *team;
+    team_helper_t  *h;
 
     if (threads == 0 || threads > 1024) {
         snprintf(err, ERR_LEN, "a team of %u threads is not possible",
@@ -127,25 +130,19 @@ be_team_open(uint32_t threads, int pin, char *err)
         return team;
     }
 
-    team->thread = calloc(threads - 1, sizeof(pthread_t));
-    if (team->thread == NULL) {
+    team->helper = calloc(threads - 1, sizeof(team_helper_t));
+    if (team->helper == NULL) {
         snprintf(err, ERR_LEN, "out of memory for a team of threads");
         goto failed;
     }
 
     for (i = 1; i < threads; i++) {
-        start = malloc(sizeof(team_start_t));
-        if (start == NULL) {
-            snprintf(err, ERR_LEN, "out of memory for a team of threads");
-            goto failed;
-        }
+        h = &team->helper[i - 1];
+        h->team = team;
+        h->worker = i;
 
-        start->team = team;
-        start->worker = i;
-
-        rc = pthread_create(&team->thread[i - 1], NULL, team_helper, start);
+        rc = pthread_create(&h->thread, NULL, team_helper, h);
         if (rc != 0) {
-            free(start);
             snprintf(err, ERR_LEN, "cannot start thread %u of %u: %s",
                      i + 1, threads, strerror(rc));
             goto failed;
@@ -178,12 +175,12 @@ be_team_close(be_team_t *team)
     team_wake(&team->state, INT_MAX, TEAM_FUTEX_HELP);
 
     for (i = 0; i < team->started; i++) {
-        (void) pthread_join(team->thread[i], NULL);
+        (void) pthread_join(team->helper[i].thread, NULL);
     }
 
     atomic_fetch_sub(&team_threads, team->size);
 
-    free(team->thread);
+    free(team->helper);
     free(team);
 }
 
@@ -341,15 +338,14 @@ team_work(be_team_t *team, uint32_t worker)
 static void *
 team_helper(void *data)
 {
-    uint32_t       worker, state, seen, was;
-    uint64_t       spin;
-    be_team_t     *team;
-    team_start_t  *start;
+    uint32_t        worker, state, seen, was;
+    uint64_t        spin;
+    be_team_t      *team;
+    team_helper_t  *h;
 
-    start = data;
-    team = start->team;
-    worker = start->worker;
-    free(start);
+    h = data;
+    team = h->team;
+    worker = h->worker;
 
     if (team->pin >= 0) {
         team_pin(team->pin + (int) worker);
