@@ -87,6 +87,8 @@ static void ngx_http_llm_balance_done(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx);
 static void ngx_http_llm_balance_charge(ngx_http_request_t *r,
     ngx_http_llm_balance_conf_t *bcf, ngx_str_t *account, int64_t nano);
+static ngx_int_t ngx_http_llm_balance_id(ngx_http_request_t *r, char *id);
+static void ngx_http_llm_balance_nth(void *data);
 static ngx_int_t ngx_http_llm_balance_write(ngx_http_llm_balance_conf_t *bcf,
     ngx_log_t *log, const char *line, size_t len);
 static void ngx_http_llm_balance_keep(ngx_http_llm_balance_conf_t *bcf,
@@ -643,21 +645,16 @@ static void
 ngx_http_llm_balance_charge(ngx_http_request_t *r,
     ngx_http_llm_balance_conf_t *bcf, ngx_str_t *account, int64_t nano)
 {
-    char                        line[LEDGER_JOURNAL_LINE];
-    size_t                      len;
-    uint64_t                    left;
-    ledger_record_t             rec;
-    ngx_http_variable_value_t  *vv;
-    ngx_http_llm_main_conf_t   *lmcf;
-
-    lmcf = ngx_http_get_module_main_conf(r, ngx_http_llm_module);
-    vv = ngx_http_get_indexed_variable(r, lmcf->request_id);
+    char             line[LEDGER_JOURNAL_LINE];
+    size_t           len;
+    uint64_t         left;
+    ledger_record_t  rec;
 
     rec.charge = 1;
     rec.time = ngx_time();
     rec.nano = nano;
 
-    if (vv == NULL || vv->not_found || vv->len >= sizeof(rec.id)
+    if (ngx_http_llm_balance_id(r, rec.id) != NGX_OK
         || account->len >= sizeof(rec.account))
     {
         ngx_log_error(NGX_LOG_ALERT, r->connection->log, 0,
@@ -665,7 +662,6 @@ ngx_http_llm_balance_charge(ngx_http_request_t *r,
         return;
     }
 
-    (void) ngx_cpystrn((u_char *) rec.id, vv->data, vv->len + 1);
     (void) ngx_cpystrn((u_char *) rec.account, account->data,
                        account->len + 1);
 
@@ -686,6 +682,69 @@ ngx_http_llm_balance_charge(ngx_http_request_t *r,
     }
 
     (void) ngx_http_llm_balance_sync(bcf, r->connection->log, &left);
+}
+
+
+/*
+ * $request_id, with "-2" and so on behind it for what one request of a client
+ * costs more than once: in a location that failed and in that of error_page, or
+ * in a subrequest of "mirror".  Readers would take them for the same charge.
+ */
+
+static ngx_int_t
+ngx_http_llm_balance_id(ngx_http_request_t *r, char *id)
+{
+    u_char                     *p;
+    ngx_uint_t                 *n;
+    ngx_pool_cleanup_t         *cln;
+    ngx_http_variable_value_t  *vv;
+    ngx_http_llm_main_conf_t   *lmcf;
+
+    lmcf = ngx_http_get_module_main_conf(r, ngx_http_llm_module);
+    vv = ngx_http_get_indexed_variable(r, lmcf->request_id);
+
+    if (vv == NULL || vv->not_found
+        || vv->len + NGX_INT_T_LEN + sizeof("-") > LEDGER_JOURNAL_ID)
+    {
+        return NGX_ERROR;
+    }
+
+    /* Contexts do not survive error_page, the pool does. */
+
+    for (cln = r->pool->cleanup; cln != NULL; cln = cln->next) {
+        if (cln->handler == ngx_http_llm_balance_nth) {
+            break;
+        }
+    }
+
+    if (cln == NULL) {
+        cln = ngx_pool_cleanup_add(r->pool, sizeof(ngx_uint_t));
+        if (cln == NULL) {
+            return NGX_ERROR;
+        }
+
+        cln->handler = ngx_http_llm_balance_nth;
+        *(ngx_uint_t *) cln->data = 0;
+    }
+
+    n = cln->data;
+    p = ngx_cpymem((u_char *) id, vv->data, vv->len);
+
+    if (++*n > 1) {
+        p = ngx_sprintf(p, "-%ui", *n);
+    }
+
+    *p = '\0';
+
+    return NGX_OK;
+}
+
+
+/* Its data is the number of charges. */
+
+static void
+ngx_http_llm_balance_nth(void *data)
+{
 }
 
 

@@ -5,6 +5,9 @@
 #include "ngx_http_llm_policy.h"
 
 
+static ngx_int_t ngx_http_llm_policy_begin(ngx_http_request_t *r,
+    ngx_http_llm_ctx_t *ctx);
+static void ngx_http_llm_policy_mark(void *data);
 static ngx_int_t ngx_http_llm_policy_refused(ngx_http_llm_ctx_t *ctx,
     ngx_int_t rc);
 
@@ -47,8 +50,10 @@ ngx_http_llm_policy_admit(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
     lmcf = ngx_http_get_module_main_conf(r, ngx_http_llm_module);
     p = lmcf->policies.elts;
 
-    if (ctx->admission == NGX_HTTP_LLM_UNASKED) {
-        ctx->admission = NGX_HTTP_LLM_ASKING;
+    if (ctx->admission == NGX_HTTP_LLM_UNASKED
+        && ngx_http_llm_policy_begin(r, ctx) != NGX_OK)
+    {
+        return ngx_http_llm_policy_refused(ctx, NGX_ERROR);
     }
 
     while (ctx->admission == NGX_HTTP_LLM_ASKING
@@ -76,6 +81,53 @@ ngx_http_llm_policy_admit(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
     ctx->admission = NGX_HTTP_LLM_ADMITTED;
 
     return NGX_OK;
+}
+
+
+/*
+ * error_page may lead to another location with a context of its own, while a
+ * proxied request still holds what it was given in the first: it has failed
+ * there, and is settled before the second asks for as much.
+ */
+
+static ngx_int_t
+ngx_http_llm_policy_begin(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
+{
+    ngx_http_cleanup_t  *cln;
+    ngx_http_llm_ctx_t  *before;
+
+    for (cln = r->main->cleanup; cln != NULL; cln = cln->next) {
+
+        if (cln->handler != ngx_http_llm_policy_mark) {
+            continue;
+        }
+
+        before = cln->data;
+
+        if (before->request == r) {
+            ngx_http_llm_policy_done(r, before);
+        }
+    }
+
+    cln = ngx_http_cleanup_add(r, 0);
+    if (cln == NULL) {
+        return NGX_ERROR;
+    }
+
+    cln->handler = ngx_http_llm_policy_mark;
+    cln->data = ctx;
+
+    ctx->admission = NGX_HTTP_LLM_ASKING;
+
+    return NGX_OK;
+}
+
+
+/* Who began admission settles; this only tells of it. */
+
+static void
+ngx_http_llm_policy_mark(void *data)
+{
 }
 
 
