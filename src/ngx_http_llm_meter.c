@@ -196,14 +196,16 @@ ngx_http_llm_meter_admit(ngx_http_request_t *r)
 
 /*
  * The most tokens that it may use: a token is a byte of the body at least, and
- * all fits into the context, as far as llm_max_context tells.
+ * a prompt fits into the context, as far as llm_max_context tells, and so does
+ * each of its answers.  A body that could not be read may be understood by the
+ * server behind: it counts for the most that is asked for at once.
  */
 
 static uint64_t
 ngx_http_llm_meter_bound(ngx_http_request_t *r, ngx_http_llm_peek_t *peek,
     ngx_uint_t size)
 {
-    uint64_t                  asked, context;
+    uint64_t                  asked, context, n, nprompts;
     ngx_http_llm_loc_conf_t  *llcf;
 
     llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
@@ -214,7 +216,14 @@ ngx_http_llm_meter_bound(ngx_http_request_t *r, ngx_http_llm_peek_t *peek,
     asked = peek->max_tokens != 0 ? peek->max_tokens : context;
     asked = ngx_min(asked, context);
 
-    return ngx_min(size, context) + peek->n * asked;
+    n = peek->read ? peek->n : NGX_HTTP_LLM_N_MAX;
+    nprompts = peek->read ? peek->nprompts : 1;
+
+    /* Beyond any limit, and no product of these is beyond 64 bits. */
+
+    n = ngx_min(nprompts * n, UINT32_MAX);
+
+    return ngx_min(size, nprompts * context) + n * asked;
 }
 
 

@@ -11,6 +11,8 @@
 static void ngx_http_llm_peek_model(ngx_http_llm_peek_t *peek,
     const cJSON *model);
 static uint32_t ngx_http_llm_peek_number(const cJSON *value);
+static uint32_t ngx_http_llm_peek_max_tokens(const ngx_http_llm_json_t *json);
+static ngx_uint_t ngx_http_llm_peek_prompts(const cJSON *prompt);
 static ngx_int_t ngx_http_llm_peek_messages(chan_body_t *body,
     const cJSON *messages);
 static ngx_int_t ngx_http_llm_peek_message(chan_body_t *body,
@@ -30,7 +32,6 @@ ngx_http_llm_peek(ngx_http_llm_peek_t *peek, const u_char *data, size_t len)
     ngx_http_llm_error_t   err;
 
     ngx_memzero(peek, sizeof(ngx_http_llm_peek_t));
-    peek->n = 1;
 
     ngx_memzero(&body, sizeof(chan_body_t));
 
@@ -47,11 +48,13 @@ ngx_http_llm_peek(ngx_http_llm_peek_t *peek, const u_char *data, size_t len)
                         f[NGX_HTTP_LLM_F_USER]->valuestring);
     }
 
-    peek->n = ngx_max(ngx_http_llm_peek_number(f[NGX_HTTP_LLM_F_N]), 1);
+    peek->read = 1;
 
-    peek->max_tokens = ngx_max(
-        ngx_http_llm_peek_number(f[NGX_HTTP_LLM_F_MAX_TOKENS]),
-        ngx_http_llm_peek_number(f[NGX_HTTP_LLM_F_MAX_COMPLETION_TOKENS]));
+    peek->n = ngx_max(ngx_http_llm_peek_number(f[NGX_HTTP_LLM_F_N]),
+                      ngx_http_llm_peek_number(f[NGX_HTTP_LLM_F_BEST_OF]));
+    peek->n = ngx_max(peek->n, 1);
+    peek->nprompts = ngx_http_llm_peek_prompts(f[NGX_HTTP_LLM_F_PROMPT]);
+    peek->max_tokens = ngx_http_llm_peek_max_tokens(&json);
 
     if (cJSON_IsArray(f[NGX_HTTP_LLM_F_MESSAGES])) {
         rc = ngx_http_llm_peek_messages(&body, f[NGX_HTTP_LLM_F_MESSAGES]);
@@ -101,6 +104,51 @@ ngx_http_llm_peek_number(const cJSON *value)
 
     return value->valuedouble < INT32_MAX ? (uint32_t) value->valuedouble
                                           : INT32_MAX;
+}
+
+
+/*
+ * Servers differ in which name they obey if there are several, so the largest
+ * value counts; a negative one is "no limit" to those who know "n_predict".
+ */
+
+static uint32_t
+ngx_http_llm_peek_max_tokens(const ngx_http_llm_json_t *json)
+{
+    uint32_t      max;
+    ngx_uint_t    i;
+    const cJSON  *value;
+
+    static const char *const  names[] = {
+        "max_tokens", "max_completion_tokens", "max_new_tokens", "n_predict"
+    };
+
+    max = 0;
+
+    for (i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        value = cJSON_GetObjectItemCaseSensitive(json->root, names[i]);
+
+        if (cJSON_IsNumber(value) && value->valuedouble < 0) {
+            return INT32_MAX;
+        }
+
+        max = ngx_max(max, ngx_http_llm_peek_number(value));
+    }
+
+    return max;
+}
+
+
+/* A list of numbers is one prompt, a list of anything else so many. */
+
+static ngx_uint_t
+ngx_http_llm_peek_prompts(const cJSON *prompt)
+{
+    if (!cJSON_IsArray(prompt) || cJSON_IsNumber(prompt->child)) {
+        return 1;
+    }
+
+    return ngx_max(cJSON_GetArraySize(prompt), 1);
 }
 
 

@@ -17,8 +17,10 @@ typedef struct {
     char        user[NGX_HTTP_LLM_USER_MAX + 1];     /* empty: not said */
     uint64_t    head;        /* hash of the prompt's beginning */
     ngx_uint_t  prompt;      /* there is one */
-    ngx_uint_t  n;           /* choices, at least 1 */
-    uint32_t    max_tokens;  /* 0: not said */
+    ngx_uint_t  read;        /* it is one JSON object */
+    ngx_uint_t  n;           /* choices of a prompt, at least 1 if read */
+    ngx_uint_t  nprompts;    /* at least 1 if read */
+    uint32_t    max_tokens;  /* by the largest name of it; 0: not said */
 } ngx_http_llm_peek_t;
 
 

@@ -341,6 +341,26 @@ ask("/limited$chat", $small);
 is(scalar(() = $t->read_file('logs/foreign.log') =~ /\n/g), $n,
    'beyond the limit: nobody was asked');
 
+# What another server might make of a body is reserved.
+
+sub refused {
+    my ($name, $body) = @_;
+    $t->error_ok($t->request('POST', '/limited/v1/completions', $body), 429,
+                 $name, code => 'rate_limit_exceeded');
+}
+
+refused('four prompts', { prompt => [ qw/ a b c d / ], max_tokens => 300 });
+refused('lists of ids', { prompt => [ [ 1 ], [ 2 ], [ 3 ], [ 4 ] ],
+                          max_tokens => 300 });
+refused('best_of', { prompt => 'a', max_tokens => 300, best_of => 4 });
+refused('another name of max_tokens', { prompt => [ 'a', 'b' ],
+    max_tokens => 1, n_predict => 5000 });
+refused('no limit', { prompt => [ 'a', 'b' ], max_tokens => 1,
+                      n_predict => -1 });
+refused('n beyond 64 bits', { prompt => [ ('a') x 5000 ], n => 4294967296,
+                              max_tokens => 4294967295 });
+refused('a name twice', '{"max_tokens":600,"n":1,"n":2,"prompt":"a"}');
+
 # Accounts, and a reload while a stream passes.
 
 $c = $t->connect();
