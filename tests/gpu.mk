@@ -44,6 +44,7 @@ tests: $(GPU_BIN)
 
 .PHONY: gpu-bundle
 gpu-bundle: $(GPU)/bin/llm-engine $(GPU_BIN)
+	@rm -rf $(GPU)/lib
 	@mkdir -p $(GPU)/lib $(GPU)/reference $(GPU)/wordnet-tiny
 	@for l in cjson cmocka; do \
 	    cp -L $$(ldd $(GPU)/bin/gpu_model $(GPU)/bin/llm-engine \

@@ -33,7 +33,7 @@ CUDA_LIBS := $(firstword $(wildcard $(addprefix $(strip $(CUDA_HOME))/, \
                targets/x86_64-linux/lib/libcudart_static.a))) \
              -ldl -lrt
 
-NVCCFLAGS := -std=c++17 -O3 -lineinfo -Iengine \
+NVCCFLAGS := -std=c++17 -O3 --compress-mode=size -Iengine \
              -gencode arch=compute_90a,code=sm_90a \
              -Werror all-warnings -Xcompiler -Wall,-Werror,-fno-exceptions,-fno-threadsafe-statics
 
