@@ -74,10 +74,13 @@ SHIM_SRC := $(addprefix src/ngx_http_llm_,tags.c prefix.c pick.c bucket.c \
             tests/shim/ngx_shim.c
 SHIM_DEP := $(SHIM_SRC) $(addprefix src/ngx_http_llm_,prefix.h bucket.h table.h) \
             tests/shim/ngx_shim.h $(BUILD)/libllm.a $(NGINX_TREE)/objs/Makefile
-SHIM_CC   = $(CC) $(CFLAGS) $(SHIM_INC) -Isrc -Itests $(LDFLAGS) -o $@ $< \
-            $(SHIM_SRC) $(BUILD)/libllm.a $(LDLIBS)
+SHIM_CC   = $(CC) $(CFLAGS) $(SHIM_INC) -Isrc -Itests $(LDFLAGS) -o $@ \
+            $(filter %.c,$^) $(BUILD)/libllm.a $(LDLIBS)
 
-$(BUILD)/tests/bench/bench_route: tests/bench/bench_route.c $(SHIM_DEP)
+ROUTE_SRC := $(sort $(wildcard tests/bench/route/*.c))
+
+$(BUILD)/tests/bench/bench_route: tests/bench/bench_route.c $(ROUTE_SRC) \
+                                  tests/bench/route/route.h $(SHIM_DEP)
 	@mkdir -p $(@D)
 	@echo "CC $<"
 	$(Q)$(SHIM_CC)
