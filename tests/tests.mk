@@ -40,6 +40,13 @@ $(BUILD)/tests/scripted_engine: tests/scripted_engine.c \
 	$(Q)$(CC) $(CFLAGS) -Itests $(LDFLAGS) -o $@ $(filter %.c,$^) \
 	    $(BUILD)/libllm.a $(LDLIBS)
 
+$(BUILD)/tests/chan_client: tests/chan_client.c \
+        $(sort $(wildcard tests/client/*.[ch])) $(BUILD)/libllm.a
+	@mkdir -p $(@D)
+	@echo "CC $<"
+	$(Q)$(CC) $(CFLAGS) -Itests $(LDFLAGS) -o $@ $(filter %.c,$^) \
+	    $(BUILD)/libllm.a $(LDLIBS)
+
 $(BUILD)/tests/%: tests/%.c $(BUILD)/libllm.a
 	@mkdir -p $(@D)
 	@echo "CC $<"
