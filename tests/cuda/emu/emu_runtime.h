@@ -1,6 +1,6 @@
 /*
- * Streams, events, graphs and memory behind the runtime interface; what
- * emu_stream.cc and emu_memory.cc and others need of each other.
+ * Streams, events, graphs, launches, devices and memory behind the runtime
+ * interface: what their files need of each other.
  */
 
 #ifndef EMU_RUNTIME_H
@@ -12,6 +12,10 @@
 #include <functional>
 
 #include "cuda_runtime_api.h"
+
+
+#define EMU_SMEM_PLAIN  (48 << 10)   /* shared memory of a block */
+#define EMU_SMEM_OPTIN  232448       /* where its kernel asked for more */
 
 
 typedef std::function<void()>  emu_op_t;
@@ -43,6 +47,10 @@ emu_place_t emu_place(const void *p, size_t *left);
 void emu_check_memory(const char *after);
 void emu_memory_reset(void);
 
+/* Seconds, of a clock that only goes on. */
+double emu_now(void);
+
+/* Notes an error of this thread, and returns it. */
 cudaError_t emu_error(cudaError_t e);
 int emu_device(void);
 int emu_device_count(void);
