@@ -86,8 +86,8 @@ is($paid->{tier}, 'paid', 'and is in the ledger');
 my @lines;
 ok($t->wait_for(sub {
     @lines = map { $t->decode($_) } split /\n/, $t->read_file('logs/usage.log');
-    @lines == 19;
-}), 'the usage log');
+    @lines == 18;
+}), 'the usage log: who asked the model, and nobody else');
 my ($ok) = grep { ($_->{status} // 0) == 200 } @lines;
 is("$ok->{prompt_tokens} $ok->{cached_tokens} $ok->{completion_tokens}",
    '1000 400 7', 'the usage log: tokens');
