@@ -80,7 +80,8 @@ check: deps-check
 	@echo; echo "all checks passed"
 
 check-unit: tests
-	@set -e; for t in $(UNIT_BIN); do echo "== $${t##*/}"; $$t; done
+	@mkdir -p $(BUILD)/log
+	@printf '%s\n' $(UNIT_BIN) | xargs -P 2 -I{} tests/unit.sh {} $(BUILD)/log
 	$(BUILD)/tests/bench/bench_route --talks 2000 --check
 
 check-tokenizer: tests npm
