@@ -452,32 +452,14 @@ ngx_http_llm_accounts_variable(ngx_http_request_t *r,
         return NGX_OK;
     }
 
-    v->data = s->data;
-    v->len = s->len;
-    v->valid = 1;
-    v->no_cacheable = 0;
-    v->not_found = 0;
-
-    return NGX_OK;
+    return ngx_http_llm_variable_set(v, s->data, s->len);
 }
 
 
 static ngx_int_t
 ngx_http_llm_accounts_add_variables(ngx_conf_t *cf)
 {
-    ngx_http_variable_t  *var, *v;
-
-    for (v = ngx_http_llm_accounts_vars; v->name.len; v++) {
-        var = ngx_http_add_variable(cf, &v->name, v->flags);
-        if (var == NULL) {
-            return NGX_ERROR;
-        }
-
-        var->get_handler = v->get_handler;
-        var->data = v->data;
-    }
-
-    return NGX_OK;
+    return ngx_http_llm_add_variables(cf, ngx_http_llm_accounts_vars);
 }
 
 
@@ -491,8 +473,6 @@ ngx_http_llm_accounts_create_conf(ngx_conf_t *cf)
 static ngx_int_t
 ngx_http_llm_accounts_init(ngx_conf_t *cf)
 {
-    ngx_http_handler_pt           *h;
-    ngx_http_core_main_conf_t     *cmcf;
     ngx_http_llm_accounts_conf_t  *acf;
 
     acf = ngx_http_conf_get_module_main_conf(cf, ngx_http_llm_accounts_module);
@@ -501,14 +481,12 @@ ngx_http_llm_accounts_init(ngx_conf_t *cf)
         return NGX_OK;
     }
 
-    cmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_core_module);
-
-    h = ngx_array_push(&cmcf->phases[NGX_HTTP_ACCESS_PHASE].handlers);
-    if (h == NULL) {
+    if (ngx_http_llm_add_handler(cf, NGX_HTTP_ACCESS_PHASE,
+                                 ngx_http_llm_accounts_access)
+        != NGX_OK)
+    {
         return NGX_ERROR;
     }
-
-    *h = ngx_http_llm_accounts_access;
 
     return ngx_http_llm_policy_add(cf, NGX_HTTP_LLM_STEP_ACCOUNT,
                                    ngx_http_llm_accounts_admit, NULL);
@@ -545,12 +523,9 @@ ngx_http_llm_accounts(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
             continue;
         }
 
-        if (ngx_strncmp(value[i].data, "state=", 6) == 0
-            && value[i].len > 6)
+        if (ngx_http_llm_arg(&value[i], "state", &acf->state)
+            && acf->state.len > 0)
         {
-            acf->state.data = value[i].data + 6;
-            acf->state.len = value[i].len - 6;
-
             if (ngx_conf_full_name(cf->cycle, &acf->state, 0) != NGX_OK) {
                 return NGX_CONF_ERROR;
             }

@@ -21,19 +21,8 @@ static ngx_int_t ngx_http_llm_body_copy(ngx_http_request_t *r,
 ngx_int_t
 ngx_http_llm_body_init(ngx_conf_t *cf)
 {
-    ngx_http_handler_pt        *h;
-    ngx_http_core_main_conf_t  *cmcf;
-
-    cmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_core_module);
-
-    h = ngx_array_push(&cmcf->phases[NGX_HTTP_REWRITE_PHASE].handlers);
-    if (h == NULL) {
-        return NGX_ERROR;
-    }
-
-    *h = ngx_http_llm_read_body_handler;
-
-    return NGX_OK;
+    return ngx_http_llm_add_handler(cf, NGX_HTTP_REWRITE_PHASE,
+                                    ngx_http_llm_read_body_handler);
 }
 
 

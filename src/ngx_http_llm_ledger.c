@@ -132,11 +132,7 @@ ngx_http_llm_ledger_handler(ngx_http_request_t *r)
     ngx_http_llm_sheet_t         sheet;
     ngx_http_llm_ledger_conf_t  *lcf;
 
-    if (!(r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD))) {
-        return NGX_HTTP_NOT_ALLOWED;
-    }
-
-    rc = ngx_http_discard_request_body(r);
+    rc = ngx_http_llm_get_only(r);
     if (rc != NGX_OK) {
         return rc;
     }
@@ -690,8 +686,6 @@ ngx_http_llm_ledger_create_conf(ngx_conf_t *cf)
 static ngx_int_t
 ngx_http_llm_ledger_init(ngx_conf_t *cf)
 {
-    ngx_http_handler_pt         *h;
-    ngx_http_core_main_conf_t   *cmcf;
     ngx_http_llm_ledger_conf_t  *lcf;
 
     lcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_llm_ledger_module);
@@ -700,16 +694,8 @@ ngx_http_llm_ledger_init(ngx_conf_t *cf)
         return NGX_OK;
     }
 
-    cmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_core_module);
-
-    h = ngx_array_push(&cmcf->phases[NGX_HTTP_LOG_PHASE].handlers);
-    if (h == NULL) {
-        return NGX_ERROR;
-    }
-
-    *h = ngx_http_llm_ledger_log;
-
-    return NGX_OK;
+    return ngx_http_llm_add_handler(cf, NGX_HTTP_LOG_PHASE,
+                                    ngx_http_llm_ledger_log);
 }
 
 

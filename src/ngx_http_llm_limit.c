@@ -246,32 +246,14 @@ ngx_http_llm_limit_variable(ngx_http_request_t *r,
 
     s = &ngx_http_llm_limit_statuses[ctx->limits->status];
 
-    v->data = s->data;
-    v->len = s->len;
-    v->valid = 1;
-    v->no_cacheable = 0;
-    v->not_found = 0;
-
-    return NGX_OK;
+    return ngx_http_llm_variable_set(v, s->data, s->len);
 }
 
 
 static ngx_int_t
 ngx_http_llm_limit_add_variables(ngx_conf_t *cf)
 {
-    ngx_http_variable_t  *var, *v;
-
-    for (v = ngx_http_llm_limit_vars; v->name.len; v++) {
-        var = ngx_http_add_variable(cf, &v->name, v->flags);
-        if (var == NULL) {
-            return NGX_ERROR;
-        }
-
-        var->get_handler = v->get_handler;
-        var->data = v->data;
-    }
-
-    return NGX_OK;
+    return ngx_http_llm_add_variables(cf, ngx_http_llm_limit_vars);
 }
 
 
@@ -415,7 +397,6 @@ ngx_http_llm_buckets_init_zone(ngx_shm_zone_t *shm_zone, void *data)
 {
     ngx_http_llm_buckets_t *ozone = data;
 
-    size_t                   len;
     ngx_http_llm_buckets_t  *zone;
 
     zone = shm_zone->data;
@@ -437,21 +418,7 @@ ngx_http_llm_buckets_init_zone(ngx_shm_zone_t *shm_zone, void *data)
         return NGX_ERROR;
     }
 
-    len = sizeof(" in zone \"\"") + shm_zone->shm.name.len;
-
-    zone->shpool->log_ctx = ngx_slab_alloc(zone->shpool, len);
-    if (zone->shpool->log_ctx == NULL) {
-        return NGX_ERROR;
-    }
-
-    ngx_sprintf(zone->shpool->log_ctx, " in zone \"%V\"%Z",
-                &shm_zone->shm.name);
-
-    /* The oldest make room; it is no news that they had to. */
-
-    zone->shpool->log_nomem = 0;
-
-    return NGX_OK;
+    return ngx_http_llm_zone_name(shm_zone, zone->shpool, "zone");
 }
 
 
@@ -525,11 +492,7 @@ ngx_http_llm_token_limit_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
             continue;
         }
 
-        if (ngx_strncmp(value[i].data, "rate=", 5) == 0) {
-
-            s.data = value[i].data + 5;
-            s.len = value[i].len - 5;
-
+        if (ngx_http_llm_arg(&value[i], "rate", &s)) {
             if (ngx_http_llm_bucket_rate(&s, 't', &zone->limit) != NGX_OK) {
                 ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                                    "invalid rate \"%V\", it must be as 500t/s "
@@ -633,22 +596,14 @@ ngx_http_llm_token_limit_param(ngx_conf_t *cf, ngx_http_llm_limit_t *limit,
 {
     ngx_str_t  s;
 
-    if (ngx_strncmp(value->data, "zone=", 5) == 0 && value->len > 5) {
-
-        s.data = value->data + 5;
-        s.len = value->len - 5;
-
+    if (ngx_http_llm_arg(value, "zone", &s) && s.len > 0) {
         limit->shm_zone = ngx_shared_memory_add(cf, &s, 0,
                                                 &ngx_http_llm_limit_module);
 
         return limit->shm_zone != NULL ? NGX_CONF_OK : NGX_CONF_ERROR;
     }
 
-    if (ngx_strncmp(value->data, "burst=", 6) == 0) {
-
-        s.data = value->data + 6;
-        s.len = value->len - 6;
-
+    if (ngx_http_llm_arg(value, "burst", &s)) {
         if (ngx_http_llm_bucket_number(&s, &limit->burst) == NGX_OK) {
             return NGX_CONF_OK;
         }
@@ -657,11 +612,7 @@ ngx_http_llm_token_limit_param(ngx_conf_t *cf, ngx_http_llm_limit_t *limit,
         limit->reserve = NGX_HTTP_LLM_RESERVE_FULL;
         return NGX_CONF_OK;
 
-    } else if (ngx_strncmp(value->data, "reserve=", 8) == 0) {
-
-        s.data = value->data + 8;
-        s.len = value->len - 8;
-
+    } else if (ngx_http_llm_arg(value, "reserve", &s)) {
         if (ngx_http_llm_bucket_number(&s, &limit->reserve) == NGX_OK) {
             return NGX_CONF_OK;
         }

@@ -482,6 +482,7 @@ static ngx_int_t
 ngx_http_llm_meter_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data)
 {
+    ngx_str_t                  source;
     ngx_http_llm_meter_ctx_t  *mctx;
 
     mctx = ngx_http_get_module_ctx(r, ngx_http_llm_meter_module);
@@ -492,19 +493,13 @@ ngx_http_llm_meter_variable(ngx_http_request_t *r,
     }
 
     if (mctx->scan.usage || mctx->scan.timings) {
-        v->data = (u_char *) "reported";
-        v->len = sizeof("reported") - 1;
+        ngx_str_set(&source, "reported");
 
     } else {
-        v->data = (u_char *) "estimated";
-        v->len = sizeof("estimated") - 1;
+        ngx_str_set(&source, "estimated");
     }
 
-    v->valid = 1;
-    v->no_cacheable = 0;
-    v->not_found = 0;
-
-    return NGX_OK;
+    return ngx_http_llm_variable_set(v, source.data, source.len);
 }
 
 
@@ -528,17 +523,12 @@ ngx_http_llm_meter_add_variables(ngx_conf_t *cf)
 static ngx_int_t
 ngx_http_llm_meter_init(ngx_conf_t *cf)
 {
-    ngx_http_handler_pt        *h;
-    ngx_http_core_main_conf_t  *cmcf;
-
-    cmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_core_module);
-
-    h = ngx_array_push(&cmcf->phases[NGX_HTTP_PRECONTENT_PHASE].handlers);
-    if (h == NULL) {
+    if (ngx_http_llm_add_handler(cf, NGX_HTTP_PRECONTENT_PHASE,
+                                 ngx_http_llm_meter_handler)
+        != NGX_OK)
+    {
         return NGX_ERROR;
     }
-
-    *h = ngx_http_llm_meter_handler;
 
     ngx_http_next_header_filter = ngx_http_top_header_filter;
     ngx_http_top_header_filter = ngx_http_llm_meter_header_filter;

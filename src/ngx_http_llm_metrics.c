@@ -73,11 +73,7 @@ ngx_http_llm_metrics_handler(ngx_http_request_t *r)
     ngx_http_llm_writer_t             w;
     ngx_http_llm_metrics_loc_conf_t  *mlcf;
 
-    if (!(r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD))) {
-        return NGX_HTTP_NOT_ALLOWED;
-    }
-
-    rc = ngx_http_discard_request_body(r);
+    rc = ngx_http_llm_get_only(r);
     if (rc != NGX_OK) {
         return rc;
     }
@@ -93,6 +89,17 @@ ngx_http_llm_metrics_handler(ngx_http_request_t *r)
     ngx_str_set(&type, "text/plain; version=0.0.4; charset=utf-8");
 
     return ngx_http_llm_respond(r, &w, &type);
+}
+
+
+ngx_int_t
+ngx_http_llm_get_only(ngx_http_request_t *r)
+{
+    if (!(r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD))) {
+        return NGX_HTTP_NOT_ALLOWED;
+    }
+
+    return ngx_http_discard_request_body(r);
 }
 
 

@@ -158,10 +158,13 @@ ngx_int_t ngx_http_llm_metrics_put(ngx_http_request_t *r,
 
 
 /*
- * ngx_http_llm_metrics.c: a response made by `w`, with a length and without
- * being stored anywhere; returns what a content handler returns.
+ * ngx_http_llm_metrics.c.  ngx_http_llm_get_only() is NGX_OK for GET and HEAD,
+ * a body discarded; else what a content handler returns.
+ * ngx_http_llm_respond() sends what `w` has, with a length and without being
+ * stored anywhere; it returns what a content handler returns.
  */
 
+ngx_int_t ngx_http_llm_get_only(ngx_http_request_t *r);
 ngx_int_t ngx_http_llm_respond(ngx_http_request_t *r,
     ngx_http_llm_writer_t *w, ngx_str_t *type);
 

@@ -110,7 +110,7 @@ static ngx_command_t  ngx_http_llm_commands[] = {
 
 
 static ngx_http_module_t  ngx_http_llm_module_ctx = {
-    ngx_http_llm_add_variables,            /* preconfiguration */
+    ngx_http_llm_variables,                /* preconfiguration */
     ngx_http_llm_init,                     /* postconfiguration */
 
     ngx_http_llm_create_main_conf,         /* create main configuration */
@@ -387,10 +387,7 @@ ngx_http_llm_engine_param(ngx_conf_t *cf, ngx_http_llm_engine_t *engine,
     ngx_int_t  time;
     ngx_str_t  s;
 
-    if (ngx_strncmp(value->data, "lane=", 5) == 0) {
-
-        s.data = value->data + 5;
-        s.len = value->len - 5;
+    if (ngx_http_llm_arg(value, "lane", &s)) {
         size = ngx_parse_offset(&s);
 
         if (size < 2 * CHAN_RING_MIN
@@ -407,10 +404,7 @@ ngx_http_llm_engine_param(ngx_conf_t *cf, ngx_http_llm_engine_t *engine,
         return NGX_CONF_OK;
     }
 
-    if (ngx_strncmp(value->data, "resume=", 7) == 0) {
-
-        s.data = value->data + 7;
-        s.len = value->len - 7;
+    if (ngx_http_llm_arg(value, "resume", &s)) {
         time = ngx_parse_time(&s, 0);
 
         if (time == NGX_ERROR) {
@@ -481,9 +475,8 @@ ngx_http_llm_queue(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
     for (i = 1; i < cf->args->nelts; i++) {
 
-        if (ngx_strncmp(value[i].data, "max=", 4) == 0) {
-
-            n = ngx_atoi(value[i].data + 4, value[i].len - 4);
+        if (ngx_http_llm_arg(&value[i], "max", &s)) {
+            n = ngx_atoi(s.data, s.len);
 
             if (n == NGX_ERROR || n == 0 || n > NGX_MAX_INT32_VALUE) {
                 goto invalid;
@@ -493,10 +486,7 @@ ngx_http_llm_queue(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
             continue;
         }
 
-        if (ngx_strncmp(value[i].data, "timeout=", 8) == 0) {
-
-            s.data = value[i].data + 8;
-            s.len = value[i].len - 8;
+        if (ngx_http_llm_arg(&value[i], "timeout", &s)) {
             n = ngx_parse_time(&s, 0);
 
             if (n == NGX_ERROR || n == 0 || n > NGX_MAX_INT32_VALUE) {
@@ -574,46 +564,6 @@ ngx_http_llm_positive(ngx_conf_t *cf, void *post, void *data)
 
     if (*np <= 0 || (uint64_t) *np >= CHAN_TOKENS_MAX) {
         return "must be above 0 and below 2^32 - 1";
-    }
-
-    return NGX_CONF_OK;
-}
-
-
-char *
-ngx_http_llm_zone_param(ngx_conf_t *cf, ngx_str_t *value, ngx_str_t *name,
-    ssize_t *size)
-{
-    u_char     *p;
-    ngx_str_t   s;
-
-    name->data = value->data + 5;
-
-    p = (u_char *) ngx_strchr(name->data, ':');
-
-    if (p == NULL || p == name->data) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid zone size \"%V\"",
-                           value);
-        return NGX_CONF_ERROR;
-    }
-
-    name->len = p - name->data;
-
-    s.data = p + 1;
-    s.len = value->data + value->len - s.data;
-
-    *size = ngx_parse_size(&s);
-
-    if (*size == NGX_ERROR) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid zone size \"%V\"",
-                           value);
-        return NGX_CONF_ERROR;
-    }
-
-    if (*size < (ssize_t) (8 * ngx_pagesize)) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "zone \"%V\" is too small",
-                           value);
-        return NGX_CONF_ERROR;
     }
 
     return NGX_CONF_OK;

@@ -265,17 +265,34 @@ extern ngx_module_t  ngx_http_llm_module;
 
 
 /*
- * ngx_http_llm_module.c.  ngx_http_llm_zone_param() parses "zone=NAME:SIZE";
- * what is wrong was logged.
+ * ngx_http_llm_conf.c.  ngx_http_llm_arg() is whether an argument is "NAME=...",
+ * and gives what comes then.  ngx_http_llm_zone_param() parses "zone=NAME:SIZE";
+ * what is wrong was logged.  ngx_http_llm_zone_name() has what the slab pool
+ * logs name the zone, but not that memory is short.
+ * ngx_http_llm_add_handler() is for postconfiguration.  NGX_ERROR: no memory.
  */
 
+ngx_uint_t ngx_http_llm_arg(ngx_str_t *arg, const char *name,
+    ngx_str_t *value);
 char *ngx_http_llm_zone_param(ngx_conf_t *cf, ngx_str_t *value,
     ngx_str_t *name, ssize_t *size);
+ngx_int_t ngx_http_llm_zone_name(ngx_shm_zone_t *shm_zone,
+    ngx_slab_pool_t *shpool, const char *kind);
+ngx_int_t ngx_http_llm_add_handler(ngx_conf_t *cf, ngx_http_phases phase,
+    ngx_http_handler_pt handler);
 
 
-/* ngx_http_llm_variables.c */
+/*
+ * ngx_http_llm_variables.c.  ngx_http_llm_variables() adds the module's own,
+ * ngx_http_llm_add_variables() those of a table that ends with an empty name.
+ * ngx_http_llm_variable_set() is a handler's good end.
+ */
 
-ngx_int_t ngx_http_llm_add_variables(ngx_conf_t *cf);
+ngx_int_t ngx_http_llm_variables(ngx_conf_t *cf);
+ngx_int_t ngx_http_llm_add_variables(ngx_conf_t *cf,
+    ngx_http_variable_t *vars);
+ngx_int_t ngx_http_llm_variable_set(ngx_http_variable_value_t *v,
+    u_char *data, size_t len);
 
 
 /*
@@ -299,9 +316,9 @@ void ngx_http_llm_engine_drop(ngx_http_llm_engine_t *engine,
  * ngx_http_llm_lane_cancel() ends a choice's interest in its id.
  * ngx_http_llm_lane_credit() returns `bytes`; they leave with the next pump.
  * ngx_http_llm_seq_find() is NULL for an id that is not in flight,
- * ngx_http_llm_seq_release() frees one.  ngx_http_llm_lane_park() puts a request
- * aside until the handshake is over, ngx_http_llm_lane_unpark() has all of them
- * run.
+ * ngx_http_llm_seq_release() frees one.  ngx_http_llm_lane_park() puts a
+ * request aside until the handshake is over, ngx_http_llm_lane_unpark() has
+ * all of them run.
  */
 
 ngx_int_t ngx_http_llm_lane_submit(ngx_http_llm_engine_t *engine,
@@ -356,8 +373,9 @@ ngx_int_t ngx_http_llm_body_peek(ngx_http_request_t *r);
 
 /*
  * ngx_http_llm_request.c.  ngx_http_llm_get_ctx() is the request's context, a
- * new one if there is none yet; NULL: no memory.  ngx_http_llm_close() cancels what still runs and
- * takes the request out of all queues; it may be called twice.
+ * new one if there is none yet; NULL: no memory.
+ * ngx_http_llm_close() cancels what still runs and takes the request out of
+ * all queues; it may be called twice.
  * ngx_http_llm_priority_value() reads llm_priority's value; NGX_ERROR: it is
  * not an integer within NGX_HTTP_LLM_PRIORITY_MAX.
  * ngx_http_llm_start() goes on with a request whose body is there.

@@ -68,11 +68,7 @@ ngx_http_llm_playground_handler(ngx_http_request_t *r)
     ngx_int_t                            rc;
     ngx_http_llm_playground_loc_conf_t  *plcf;
 
-    if (!(r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD))) {
-        return NGX_HTTP_NOT_ALLOWED;
-    }
-
-    rc = ngx_http_discard_request_body(r);
+    rc = ngx_http_llm_get_only(r);
     if (rc != NGX_OK) {
         return rc;
     }

@@ -679,11 +679,7 @@ ngx_http_llm_price_variable(ngx_http_request_t *r,
         return NGX_ERROR;
     }
 
-    v->data = (u_char *) ledger_exact(p, nano, LEDGER_NANO);
-    v->len = ngx_strlen(p);
-    v->valid = 1;
-    v->no_cacheable = 0;
-    v->not_found = 0;
+    p = ledger_exact(p, nano, LEDGER_NANO);
 
-    return NGX_OK;
+    return ngx_http_llm_variable_set(v, (u_char *) p, ngx_strlen(p));
 }

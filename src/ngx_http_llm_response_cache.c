@@ -323,13 +323,7 @@ ngx_http_llm_response_variable(ngx_http_request_t *r,
 
     name = &ngx_http_llm_response_names[rctx->status];
 
-    v->data = name->data;
-    v->len = name->len;
-    v->valid = 1;
-    v->no_cacheable = 0;
-    v->not_found = 0;
-
-    return NGX_OK;
+    return ngx_http_llm_variable_set(v, name->data, name->len);
 }
 
 

@@ -102,10 +102,7 @@ ngx_http_llm_prefix_zone_param(ngx_conf_t *cf, ngx_http_llm_prefix_t *zone,
     ngx_int_t  time;
     ngx_str_t  s;
 
-    if (ngx_strncmp(value->data, "block=", 6) == 0) {
-
-        s.data = value->data + 6;
-        s.len = value->len - 6;
+    if (ngx_http_llm_arg(value, "block", &s)) {
         size = ngx_parse_size(&s);
 
         if (size < NGX_HTTP_LLM_BLOCK_MIN || size > NGX_HTTP_LLM_BLOCK_MAX) {
@@ -121,10 +118,7 @@ ngx_http_llm_prefix_zone_param(ngx_conf_t *cf, ngx_http_llm_prefix_t *zone,
         return NGX_CONF_OK;
     }
 
-    if (ngx_strncmp(value->data, "inactive=", 9) == 0) {
-
-        s.data = value->data + 9;
-        s.len = value->len - 9;
+    if (ngx_http_llm_arg(value, "inactive", &s)) {
         time = ngx_parse_time(&s, 1);
 
         if (time == NGX_ERROR || time > NGX_MAX_INT32_VALUE) {
@@ -150,7 +144,6 @@ ngx_http_llm_prefix_init_zone(ngx_shm_zone_t *shm_zone, void *data)
 {
     ngx_http_llm_prefix_t *ozone = data;
 
-    size_t                  len;
     ngx_http_llm_prefix_t  *zone;
 
     zone = shm_zone->data;
@@ -184,19 +177,7 @@ ngx_http_llm_prefix_init_zone(ngx_shm_zone_t *shm_zone, void *data)
         return NGX_ERROR;
     }
 
-    len = sizeof(" in llm_prefix_zone \"\"") + shm_zone->shm.name.len;
-
-    zone->shpool->log_ctx = ngx_slab_alloc(zone->shpool, len);
-    if (zone->shpool->log_ctx == NULL) {
-        return NGX_ERROR;
-    }
-
-    ngx_sprintf(zone->shpool->log_ctx, " in llm_prefix_zone \"%V\"%Z",
-                &shm_zone->shm.name);
-
-    zone->shpool->log_nomem = 0;
-
-    return NGX_OK;
+    return ngx_http_llm_zone_name(shm_zone, zone->shpool, "llm_prefix_zone");
 }
 
 
@@ -250,11 +231,7 @@ ngx_http_llm_route_param(ngx_conf_t *cf, ngx_http_llm_loc_conf_t *llcf,
     ngx_int_t  n;
     ngx_str_t  s;
 
-    if (ngx_strncmp(value->data, "prefix=", 7) == 0 && value->len > 7) {
-
-        s.data = value->data + 7;
-        s.len = value->len - 7;
-
+    if (ngx_http_llm_arg(value, "prefix", &s) && s.len > 0) {
         llcf->route_zone = ngx_shared_memory_add(cf, &s, 0,
                                                  &ngx_http_llm_module);
 
@@ -280,9 +257,8 @@ ngx_http_llm_route_param(ngx_conf_t *cf, ngx_http_llm_loc_conf_t *llcf,
         return NGX_CONF_OK;
     }
 
-    if (ngx_strncmp(value->data, "max_skew=", 9) == 0) {
-
-        n = ngx_atoi(value->data + 9, value->len - 9);
+    if (ngx_http_llm_arg(value, "max_skew", &s)) {
+        n = ngx_atoi(s.data, s.len);
 
         if (n == NGX_ERROR || n > NGX_MAX_INT32_VALUE) {
             goto invalid;

@@ -108,11 +108,7 @@ ngx_http_llm_status_handler(ngx_http_request_t *r)
     ngx_str_t              type;
     ngx_http_llm_writer_t  w;
 
-    if (!(r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD))) {
-        return NGX_HTTP_NOT_ALLOWED;
-    }
-
-    rc = ngx_http_discard_request_body(r);
+    rc = ngx_http_llm_get_only(r);
     if (rc != NGX_OK) {
         return rc;
     }

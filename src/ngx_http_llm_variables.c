@@ -9,8 +9,6 @@
 
 static ngx_http_llm_ctx_t *ngx_http_llm_variable_asked(
     ngx_http_request_t *r);
-static ngx_int_t ngx_http_llm_variable_set(ngx_http_variable_value_t *v,
-    u_char *data, size_t len);
 static ngx_int_t ngx_http_llm_variable_model(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_llm_variable_key(ngx_http_request_t *r,
@@ -65,11 +63,18 @@ static ngx_http_variable_t  ngx_http_llm_vars[] = {
 
 
 ngx_int_t
-ngx_http_llm_add_variables(ngx_conf_t *cf)
+ngx_http_llm_variables(ngx_conf_t *cf)
+{
+    return ngx_http_llm_add_variables(cf, ngx_http_llm_vars);
+}
+
+
+ngx_int_t
+ngx_http_llm_add_variables(ngx_conf_t *cf, ngx_http_variable_t *vars)
 {
     ngx_http_variable_t  *var, *v;
 
-    for (v = ngx_http_llm_vars; v->name.len; v++) {
+    for (v = vars; v->name.len; v++) {
         var = ngx_http_add_variable(cf, &v->name, v->flags);
         if (var == NULL) {
             return NGX_ERROR;
@@ -97,7 +102,7 @@ ngx_http_llm_variable_asked(ngx_http_request_t *r)
 }
 
 
-static ngx_int_t
+ngx_int_t
 ngx_http_llm_variable_set(ngx_http_variable_value_t *v, u_char *data,
     size_t len)
 {
