@@ -259,7 +259,17 @@ ngx_http_llm_ledger_add(ngx_http_llm_table_t *table, u_char kind,
     key.data = buf;
     key.len = 1 + len;
 
-    day = ngx_http_llm_table_get(table, &key);
+    /*
+     * Accounts are as many as the operator made, but some servers behind
+     * llm_meter take any name for a model: half of the room is theirs.
+     */
+
+    if (kind == 'm' && table->n >= table->nslots / 8 * 3) {
+        day = ngx_http_llm_table_find(table, &key);
+
+    } else {
+        day = ngx_http_llm_table_get(table, &key);
+    }
 
     if (day == NULL) {
         key.len = ngx_sprintf(buf + 1, NGX_HTTP_LLM_OTHERS) - buf;

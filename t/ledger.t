@@ -179,5 +179,57 @@ chat('carol', 'prompt_tokens=1 tokens=0');
 $t->wait_for(sub { day()->{requests} == 94 });
 is(day()->{requests}, 94, 'and goes on');
 
+# A client that makes up names of models, and a server that takes them all, do
+# not take the place of accounts.
+
+my $many = Test::LLM->new();
+$many->write_file('accounts', $t->read_file('accounts'));
+$many->nginx(<<'CONF', workers => 2);
+    access_log off;
+    keepalive_requests 10000;
+    llm_accounts accounts zone=accounts:1m;
+    upstream any { server %%LISTEN:any%%; keepalive 4; }
+    proxy_http_version 1.1;
+    proxy_set_header Connection "";
+
+    server {
+        listen %%LISTEN%%;
+        location / { llm_meter on; proxy_pass http://any; }
+        location = /ledger { llm_ledger; }
+    }
+    server {
+        listen %%LISTEN:any%%;
+        keepalive_requests 10000;
+        default_type application/json;
+        location / {
+            return 200 '{"usage":{"prompt_tokens":1,"completion_tokens":1}}';
+        }
+    }
+CONF
+
+my $conn = $many->connect();
+my %got;
+
+sub name {
+    my ($who, $model) = @_;
+
+    $got{$many->request('POST', '/v1/completions', { model => $model },
+        conn => $conn, headers => { 'x-api-key' => "key of $who" })->{status}}
+        ++;
+}
+
+name('alice', "made up $_") for 1 .. 6300;
+name('bob', 'made up 1');
+is_deeply(\%got, { 200 => 6301 }, 'made up names are served');
+
+my $made = $many->request('GET', '/ledger')->{json};
+my %of = map { my $k = $_; map { ("$k $_->{name}" => $_->{requests}) }
+               @{ $made->{$k} } } qw/ accounts models /;
+is($of{'accounts alice'}, 6300, 'who made them up is counted');
+is($of{'accounts bob'}, 1, 'and so is who comes after');
+is($of{'models made up 1'}, 2, 'the first names have a place');
+cmp_ok($of{'models (others)'} // 0, '>', 3000, 'and the others one together');
+$many->done();
+
 $t->done();
 done_testing();
