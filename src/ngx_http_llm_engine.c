@@ -115,6 +115,7 @@ ngx_http_llm_engine_start(ngx_http_llm_engine_t *engine)
     ngx_queue_init(&engine->controls);
     ngx_queue_init(&engine->ready);
     ngx_queue_init(&engine->parked);
+    ngx_queue_init(&engine->lost);
 
     chan_lane_init(&engine->lane);
 
@@ -241,8 +242,9 @@ ngx_http_llm_engine_welcome(ngx_http_llm_engine_t *engine)
 
     ngx_http_llm_route_connected(engine);
 
-    /* The sleep flag is set by the first drain; it runs who was parked. */
+    /* The sleep flag is set by the first drain; it runs who has waited. */
 
+    ngx_http_llm_resume_connected(engine);
     ngx_http_llm_lane_unpark(engine);
     ngx_http_llm_lane_drain(engine);
 }

@@ -172,7 +172,14 @@ ngx_http_llm_lane_accepted(ngx_http_llm_seq_t *seq, const chan_record_t *rec,
         return NGX_OK;
     }
 
-    ngx_http_llm_choice_accepted(choice, accepted);
+    if (choice->begun) {
+        ngx_http_llm_resume_accepted(choice, accepted);
+
+    } else {
+        choice->begun = 1;
+        ngx_http_llm_choice_accepted(choice, accepted);
+    }
+
     ngx_http_llm_route_accepted(choice);
 
     if (choice->ctx->reply != NULL) {
@@ -215,6 +222,7 @@ static ngx_int_t
 ngx_http_llm_lane_delta(ngx_http_llm_seq_t *seq, const chan_record_t *rec,
     char *err)
 {
+    chan_delta_t            delta;
     ngx_http_llm_ctx_t     *ctx;
     chan_delta_view_t       view;
     ngx_http_llm_choice_t  *choice;
@@ -238,6 +246,8 @@ ngx_http_llm_lane_delta(ngx_http_llm_seq_t *seq, const chan_record_t *rec,
 
     ctx = choice->ctx;
 
+    ngx_http_llm_resume_echo(choice, &view, &delta);
+    ngx_http_llm_resume_keep(choice, &view);
     ngx_http_llm_choice_delta(choice, &view);
 
     if (ctx->reply != NULL) {
@@ -296,6 +306,7 @@ static ngx_int_t
 ngx_http_llm_lane_finish(ngx_http_llm_seq_t *seq, const chan_record_t *rec,
     char *err)
 {
+    chan_finish_t           own;
     const chan_finish_t    *finish;
     ngx_http_llm_ctx_t     *ctx;
     ngx_http_llm_choice_t  *choice;
@@ -319,6 +330,14 @@ ngx_http_llm_lane_finish(ngx_http_llm_seq_t *seq, const chan_record_t *rec,
     }
 
     ctx = choice->ctx;
+
+    /* What the prompt has cost was said by the engine that computed it. */
+
+    if (choice->resumed) {
+        own = *finish;
+        own.cached_tokens = choice->accepted.cached_tokens;
+        finish = &own;
+    }
 
     ngx_http_llm_choice_finish(choice, finish);
     ngx_http_llm_lane_times(choice, finish);
@@ -390,18 +409,25 @@ ngx_http_llm_lane_error(ngx_http_llm_seq_t *seq, const chan_record_t *rec,
 
     choice = seq->choice;
 
-    if (choice != NULL) {
-        ctx = choice->ctx;
+    ngx_http_llm_seq_release(seq);
 
-        if (ctx->error.status == 0) {
-            ngx_http_llm_lane_blame(ctx, &view);
-        }
+    /* An engine that goes down has another one after it. */
 
-        ctx->nactive--;
-        ngx_http_llm_lane_ready(ctx->engine, ctx);
+    if (choice == NULL
+        || (view.error->code == CHAN_E_SHUTDOWN && choice->begun
+            && ngx_http_llm_resume_wait(choice) == NGX_OK))
+    {
+        return NGX_OK;
     }
 
-    ngx_http_llm_seq_release(seq);
+    ctx = choice->ctx;
+
+    if (ctx->error.status == 0) {
+        ngx_http_llm_lane_blame(ctx, &view);
+    }
+
+    ctx->nactive--;
+    ngx_http_llm_lane_ready(ctx->engine, ctx);
 
     return NGX_OK;
 }
@@ -448,18 +474,27 @@ ngx_http_llm_lane_blame(ngx_http_llm_ctx_t *ctx,
 }
 
 
-/* Of the engine's clock, which knows better; the slowest choice counts. */
+/*
+ * Of the engine's clock, which knows better, unless it started late; the
+ * slowest choice counts.
+ */
 
 static void
 ngx_http_llm_lane_times(ngx_http_llm_choice_t *choice,
     const chan_finish_t *finish)
 {
-    uint64_t             tpot;
+    uint64_t             first, total, tpot;
     ngx_http_llm_ctx_t  *ctx;
 
     ctx = choice->ctx;
+    first = finish->first_us;
+    total = finish->total_us;
 
-    if (ctx->nchoices == 1) {
+    if (choice->resumed) {
+        first = ctx->ttft_us;
+        total = (uint64_t) (ngx_current_msec - ctx->start) * 1000;
+
+    } else if (ctx->nchoices == 1) {
         ctx->queue_us = finish->queue_us;
 
         if (ctx->first) {
@@ -467,11 +502,8 @@ ngx_http_llm_lane_times(ngx_http_llm_choice_t *choice,
         }
     }
 
-    if (finish->completion_tokens > 1
-        && finish->total_us >= finish->first_us)
-    {
-        tpot = (finish->total_us - finish->first_us)
-               / (finish->completion_tokens - 1);
+    if (finish->completion_tokens > 1 && total >= first) {
+        tpot = (total - first) / (finish->completion_tokens - 1);
 
         ctx->tpot_us = ctx->tpot ? ngx_max(ctx->tpot_us, tpot) : tpot;
         ctx->tpot = 1;

@@ -30,6 +30,7 @@ static ngx_int_t ngx_http_llm_lane_controls(ngx_http_llm_engine_t *engine,
 static ngx_int_t ngx_http_llm_lane_submits(ngx_http_llm_engine_t *engine,
     char *err);
 static ngx_int_t ngx_http_llm_lane_piece(ngx_http_llm_seq_t *seq, char *err);
+static void ngx_http_llm_lane_sent(ngx_http_llm_choice_t *choice);
 static ngx_int_t ngx_http_llm_lane_wait(ngx_http_llm_engine_t *engine,
     uint64_t need, char *err);
 
@@ -132,11 +133,7 @@ ngx_http_llm_seq_release(ngx_http_llm_seq_t *seq)
     }
 
     if (seq->choice != NULL) {
-        if (seq->choice->prompt != NULL) {
-            ngx_http_llm_prompt_done(seq->choice->prompt);
-            seq->choice->prompt = NULL;
-        }
-
+        ngx_http_llm_lane_sent(seq->choice);
         seq->choice->seq = NULL;
         seq->choice = NULL;
     }
@@ -201,10 +198,7 @@ ngx_http_llm_lane_cancel(ngx_http_llm_choice_t *choice)
         ngx_queue_remove(&seq->queue);
     }
 
-    if (choice->prompt != NULL) {
-        ngx_http_llm_prompt_done(choice->prompt);
-        choice->prompt = NULL;
-    }
+    ngx_http_llm_lane_sent(choice);
 
     choice->seq = NULL;
     seq->choice = NULL;
@@ -357,13 +351,11 @@ ngx_http_llm_lane_submits(ngx_http_llm_engine_t *engine, char *err)
     ngx_int_t              rc;
     ngx_queue_t           *q;
     ngx_http_llm_seq_t    *seq;
-    ngx_http_llm_prompt_t *prompt;
 
     while (!ngx_queue_empty(&engine->submits)) {
 
         q = ngx_queue_head(&engine->submits);
         seq = ngx_queue_data(q, ngx_http_llm_seq_t, queue);
-        prompt = seq->choice->prompt;
 
         rc = ngx_http_llm_lane_piece(seq, err);
 
@@ -373,7 +365,9 @@ ngx_http_llm_lane_submits(ngx_http_llm_engine_t *engine, char *err)
 
         ngx_queue_remove(q);
 
-        if (seq->sent < prompt->body.size) {
+        if (seq->sent < seq->choice->prompt->body.size
+                        + seq->choice->tail.size)
+        {
             ngx_queue_insert_tail(&engine->submits, q);
             continue;
         }
@@ -381,11 +375,24 @@ ngx_http_llm_lane_submits(ngx_http_llm_engine_t *engine, char *err)
         seq->sending = 0;
         engine->nwaiting--;
 
-        seq->choice->prompt = NULL;
-        ngx_http_llm_prompt_done(prompt);
+        ngx_http_llm_lane_sent(seq->choice);
     }
 
     return NGX_OK;
+}
+
+
+/* A body is not needed any more; another choice may share its prompt. */
+
+static void
+ngx_http_llm_lane_sent(ngx_http_llm_choice_t *choice)
+{
+    if (choice->prompt != NULL) {
+        ngx_http_llm_prompt_done(choice->prompt);
+        choice->prompt = NULL;
+    }
+
+    chan_body_free(&choice->tail);
 }
 
 
@@ -394,10 +401,10 @@ ngx_http_llm_lane_submits(ngx_http_llm_engine_t *engine, char *err)
 static ngx_int_t
 ngx_http_llm_lane_piece(ngx_http_llm_seq_t *seq, char *err)
 {
-    int                     rc;
+    int                     rc, n;
     int64_t                 room;
-    uint64_t                fixed, left, size, reserve, need;
-    struct iovec            iov[3];
+    uint64_t                all, fixed, left, size, part, reserve, need;
+    struct iovec            iov[4];
     chan_more_t             more;
     chan_record_t           rec;
     chan_submit_t           submit;
@@ -412,7 +419,8 @@ ngx_http_llm_lane_piece(ngx_http_llm_seq_t *seq, char *err)
 
     fixed = seq->submitted ? sizeof(chan_record_t) + sizeof(chan_more_t)
                            : NGX_HTTP_LLM_SUBMIT_SIZE;
-    left = prompt->body.size - seq->sent;
+    all = prompt->body.size + choice->tail.size;
+    left = all - seq->sent;
     reserve = (engine->inflight + !seq->submitted) * CHAN_REQUEST_RESERVE;
     need = fixed + ngx_min(left, NGX_HTTP_LLM_PIECE_MIN) + reserve;
 
@@ -462,8 +470,10 @@ ngx_http_llm_lane_piece(ngx_http_llm_seq_t *seq, char *err)
 
     } else {
         submit = choice->ctx->params.submit;
-        submit.body_size = prompt->body.size;
+        submit.body_size = all;
         submit.seed = choice->seed;
+
+        ngx_http_llm_resume_submit(choice, &submit);
 
         if (choice->ctx->routes != NULL) {
             route = &choice->ctx->routes[choice->index
@@ -476,10 +486,22 @@ ngx_http_llm_lane_piece(ngx_http_llm_seq_t *seq, char *err)
         iov[1].iov_len = sizeof(chan_submit_t);
     }
 
-    iov[2].iov_base = prompt->body.data + seq->sent;
-    iov[2].iov_len = size;
+    n = 2;
+    part = 0;
 
-    rc = chan_ring_write(&engine->lane.out, iov, 3, err);
+    if (seq->sent < prompt->body.size) {
+        part = ngx_min(size, prompt->body.size - seq->sent);
+        iov[n].iov_base = prompt->body.data + seq->sent;
+        iov[n++].iov_len = part;
+    }
+
+    if (part < size) {
+        iov[n].iov_base = choice->tail.data
+                          + (seq->sent + part - prompt->body.size);
+        iov[n++].iov_len = size - part;
+    }
+
+    rc = chan_ring_write(&engine->lane.out, iov, n, err);
 
     if (rc == CHAN_AGAIN) {
         return NGX_AGAIN;
@@ -511,14 +533,15 @@ ngx_http_llm_lane_wait(ngx_http_llm_engine_t *engine, uint64_t need,
 }
 
 
-/* The lane is gone: its requests fail, all ids are free. */
+/* The lane is gone: its requests wait or fail, all ids are free. */
 
 void
 ngx_http_llm_lane_reset(ngx_http_llm_engine_t *engine)
 {
-    uint32_t             n;
-    ngx_http_llm_ctx_t  *ctx;
-    ngx_http_llm_seq_t  *seq;
+    uint32_t                n;
+    ngx_http_llm_ctx_t     *ctx;
+    ngx_http_llm_seq_t     *seq;
+    ngx_http_llm_choice_t  *choice;
 
     for (n = 0; n < engine->nseqs; n++) {
         seq = engine->seqs[n];
@@ -527,20 +550,24 @@ ngx_http_llm_lane_reset(ngx_http_llm_engine_t *engine)
             continue;
         }
 
-        if (seq->choice != NULL) {
-            ctx = seq->choice->ctx;
-
-            if (ctx->error.status == 0) {
-                (void) ngx_http_llm_unavailable(&ctx->error, "The engine was "
-                                                "lost while it worked on the "
-                                                "request.");
-            }
-
-            ctx->nactive--;
-            ngx_http_llm_lane_ready(engine, ctx);
-        }
+        choice = seq->choice;
 
         ngx_http_llm_seq_release(seq);
+
+        if (choice == NULL || ngx_http_llm_resume_wait(choice) == NGX_OK) {
+            continue;
+        }
+
+        ctx = choice->ctx;
+
+        if (ctx->error.status == 0) {
+            (void) ngx_http_llm_unavailable(&ctx->error, "The engine was "
+                                            "lost while it worked on the "
+                                            "request.");
+        }
+
+        ctx->nactive--;
+        ngx_http_llm_lane_ready(engine, ctx);
     }
 
     ngx_http_llm_lane_unpark(engine);

@@ -5,7 +5,8 @@
  * look at it, request.c reads it else, params.c with
  * chat.c and completion.c parses it, lane.c submits it, events.c dispatches
  * what comes back, render.c makes bytes of it, output.c sends them.  engine.c
- * keeps a worker's connection to an engine.  error.c gives every error under
+ * keeps a worker's connection to an engine, resume.c what a request needs to
+ * go on with the next one.  error.c gives every error under
  * llm_pass the shape of OpenAI's error objects.
  *
  * Between parsing and submission the steps of policy.h may refuse a request or
@@ -158,6 +159,7 @@ struct ngx_http_llm_engine_s {
     ngx_queue_t                controls;
     ngx_queue_t                ready;      /* requests with work to do */
     ngx_queue_t                parked;     /* requests before the handshake */
+    ngx_queue_t                lost;       /* those that had an engine */
 };
 
 
@@ -186,6 +188,22 @@ enum {
     NGX_HTTP_LLM_NWRITERS
 };
 
+
+/* What an engine has given, for the next one. */
+
+typedef struct {
+    int32_t                   *ids;        /* ngx_alloc()'d */
+    size_t                     n;
+    size_t                     cap;
+    uint64_t                   bytes;      /* of text */
+    uint64_t                   echo_tokens;
+    uint64_t                   echo_bytes;
+    uint64_t                   skip_tokens;    /* of an echo to come */
+    uint64_t                   skip_bytes;
+    unsigned                   lost:1;     /* it could not be kept */
+} ngx_http_llm_past_t;
+
+
 struct ngx_http_llm_choice_s {
     ngx_http_llm_ctx_t        *ctx;
     ngx_http_llm_seq_t        *seq;        /* NULL: ended */
@@ -199,6 +217,12 @@ struct ngx_http_llm_choice_s {
     chan_accepted_t            accepted;
     chan_finish_t              finish;
     ngx_http_llm_writer_t     *kept;       /* [NGX_HTTP_LLM_NWRITERS] */
+    ngx_http_llm_past_t        past;
+    chan_body_t                tail;       /* of the body, after its prompt */
+
+    unsigned                   begun:1;    /* ACCEPTED came */
+    unsigned                   waiting:1;  /* for the next engine */
+    unsigned                   resumed:1;  /* submitted again */
 };
 
 
@@ -219,7 +243,11 @@ struct ngx_http_llm_ctx_s {
     ngx_str_t                  head;       /* of each chunk */
     ngx_str_t                  allow;      /* methods, with a 405 */
     ngx_str_t                  name;       /* of models/NAME, or empty */
-    ngx_msec_t                 start;      /* submitted */
+    ngx_msec_t                 start;      /* submitted first */
+    ngx_msec_t                 submitted;  /* and last */
+    ngx_msec_t                 lost;       /* the engine, if `waiting` */
+    ngx_uint_t                 tries;      /* submitted again, no token since */
+    ngx_queue_t                wait;       /* in engine->lost */
     ngx_msec_t                 last;       /* bytes went out */
     ngx_chain_t               *replaced;   /* an error page's new body */
     ngx_http_llm_reply_t      *reply;      /* NULL: it is not kept */
@@ -255,6 +283,8 @@ struct ngx_http_llm_ctx_s {
     unsigned                   started:1;  /* the header is out */
     unsigned                   queued:1;   /* in engine->ready or ->parked */
     unsigned                   parked:1;   /* not submitted yet */
+    unsigned                   waiting:1;  /* in engine->lost */
+    unsigned                   again:1;    /* to be submitted again */
     unsigned                   models:1;   /* GET models */
     unsigned                   closed:1;
     unsigned                   keepalive:1;
@@ -297,8 +327,8 @@ ngx_int_t ngx_http_llm_variable_set(ngx_http_variable_value_t *v,
 
 /*
  * ngx_http_llm_engine.c.  ngx_http_llm_engine_drop() closes the lane for
- * `reason`, fails its requests (in the next turn, never at once) and tries
- * again later; it may be called in any state.  ngx_http_llm_engine_usable()
+ * `reason`, has its requests wait or fail (in the next turn, never at once) and
+ * tries again later; it may be called in any state.  ngx_http_llm_engine_usable()
  * is whether a request may be submitted now: NGX_OK; NGX_AGAIN, the first
  * handshake is under way; NGX_ERROR, there is no engine.
  */
@@ -354,6 +384,37 @@ void ngx_http_llm_choice_finish(ngx_http_llm_choice_t *choice,
 
 
 /*
+ * ngx_http_llm_resume.c.  ngx_http_llm_resume_keep() notes what a DELTA has
+ * given, of which ngx_http_llm_resume_echo() has left out what is not new;
+ * `delta` is memory for its result.
+ *
+ * ngx_http_llm_resume_wait() is for a choice whose id has ended without an end:
+ * NGX_OK, it waits for the next engine, NGX_DECLINED, it has failed.
+ * ngx_http_llm_resume_connected() follows a handshake: requests that waited are
+ * made ready, and ngx_http_llm_resume() submits one again; NGX_ERROR, with
+ * ctx->error set.  ngx_http_llm_resume_forget() ends a request's waiting,
+ * ngx_http_llm_resume_free() frees what was kept.
+ *
+ * ngx_http_llm_resume_submit() and ngx_http_llm_resume_accepted() are what is
+ * different in a choice's SUBMIT, and its ACCEPTED from the second on.
+ */
+
+void ngx_http_llm_resume_keep(ngx_http_llm_choice_t *choice,
+    const chan_delta_view_t *view);
+void ngx_http_llm_resume_echo(ngx_http_llm_choice_t *choice,
+    chan_delta_view_t *view, chan_delta_t *delta);
+ngx_int_t ngx_http_llm_resume_wait(ngx_http_llm_choice_t *choice);
+void ngx_http_llm_resume_connected(ngx_http_llm_engine_t *engine);
+ngx_int_t ngx_http_llm_resume(ngx_http_llm_ctx_t *ctx);
+void ngx_http_llm_resume_forget(ngx_http_llm_ctx_t *ctx);
+void ngx_http_llm_resume_free(ngx_http_llm_choice_t *choice);
+void ngx_http_llm_resume_submit(ngx_http_llm_choice_t *choice,
+    chan_submit_t *submit);
+void ngx_http_llm_resume_accepted(ngx_http_llm_choice_t *choice,
+    const chan_accepted_t *accepted);
+
+
+/*
  * ngx_http_llm_body.c.  ngx_http_llm_body_data() is NGX_OK with the body of a
  * request that was read, in one piece; `*copy`, unless NULL, is to be freed
  * with ngx_free(); NGX_DECLINED: it is larger than CHAN_BODY_MAX; NGX_ERROR: no
@@ -393,8 +454,8 @@ void ngx_http_llm_close(ngx_http_llm_ctx_t *ctx);
 
 /*
  * ngx_http_llm_route.c.  ngx_http_llm_route_submit() adds tags to the prompts
- * of a request and chooses a rank for each, if llm_route is on here; NGX_ERROR:
- * no memory.  ngx_http_llm_route_accepted() notes which rank took a choice,
+ * of a request and chooses a rank for each, if llm_route is on here, also when
+ * its prompts were made again; NGX_ERROR: no memory.  ngx_http_llm_route_accepted() notes which rank took a choice,
  * ngx_http_llm_route_connected() which boot of an engine is the newest.
  */
 

@@ -44,6 +44,11 @@ ngx_http_llm_run(ngx_http_llm_ctx_t *ctx)
         return;
     }
 
+    if (ctx->again && ngx_http_llm_resume(ctx) != NGX_OK) {
+        ngx_http_llm_fail(ctx);
+        return;
+    }
+
     if (ctx->nactive == 0) {
         ngx_http_llm_render_end(ctx);
         ngx_http_llm_finish(ctx);
@@ -380,7 +385,7 @@ ngx_msec_t
 ngx_http_llm_timer_next(ngx_http_llm_ctx_t *ctx)
 {
     ngx_uint_t                i;
-    ngx_msec_t                next, idle;
+    ngx_msec_t                next, idle, gone;
     ngx_http_llm_loc_conf_t  *llcf;
 
     llcf = ngx_http_get_module_loc_conf(ctx->request, ngx_http_llm_module);
@@ -391,6 +396,12 @@ ngx_http_llm_timer_next(ngx_http_llm_ctx_t *ctx)
         idle = ngx_current_msec - ctx->last;
         next = ngx_min(next, llcf->keepalive - ngx_min(idle,
                                                        llcf->keepalive));
+    }
+
+    if (ctx->waiting) {
+        gone = ngx_current_msec - ctx->lost;
+        next = ngx_min(next, ctx->engine->resume
+                             - ngx_min(gone, ctx->engine->resume));
     }
 
     for (i = 0; i < ctx->nchoices; i++) {
@@ -431,10 +442,19 @@ ngx_http_llm_timer_handler(ngx_event_t *ev)
         return;
     }
 
+    if (ctx->waiting && ngx_current_msec - ctx->lost >= ctx->engine->resume) {
+        (void) ngx_http_llm_unavailable(&ctx->error, "The engine was lost "
+                                        "while it worked on the request.");
+
+        ngx_http_llm_run(ctx);
+        ngx_http_run_posted_requests(c);
+        return;
+    }
+
     limit = llcf->queue_timeout ? llcf->queue_timeout
                                 : NGX_HTTP_LLM_WAITING_TIME;
 
-    if (ngx_current_msec - ctx->start >= limit) {
+    if (ngx_current_msec - ctx->submitted >= limit) {
 
         for (i = 0; i < ctx->nchoices; i++) {
 

@@ -562,6 +562,8 @@ ngx_http_llm_submit(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
     engine = ctx->engine;
     n = ctx->params.nprompts * ctx->params.n;
 
+    ctx->params.submit.fingerprint = engine->model.fingerprint;
+
     if (engine->nwaiting + n > NGX_HTTP_LLM_WAITING_MAX) {
         (void) ngx_http_llm_error_set(&ctx->error,
                                       NGX_HTTP_SERVICE_UNAVAILABLE,
@@ -629,6 +631,7 @@ ngx_http_llm_choices(ngx_http_llm_ctx_t *ctx)
     }
 
     ctx->start = ngx_current_msec;
+    ctx->submitted = ngx_current_msec;
     ctx->last = ngx_current_msec;
 
     return ngx_http_llm_render_init(ctx);
@@ -662,10 +665,14 @@ ngx_http_llm_close(ngx_http_llm_ctx_t *ctx)
         ctx->reason = "cancelled";
     }
 
+    ngx_http_llm_resume_forget(ctx);
+
     for (i = 0; i < ctx->nchoices; i++) {
         if (ctx->choices[i].seq != NULL) {
             ngx_http_llm_lane_cancel(&ctx->choices[i]);
         }
+
+        ngx_http_llm_resume_free(&ctx->choices[i]);
     }
 
     ngx_http_llm_policy_done(ctx->request, ctx);

@@ -338,10 +338,12 @@ ngx_http_llm_route_submit(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
         return NGX_OK;
     }
 
-    ctx->routes = ngx_pcalloc(r->pool, ctx->params.nprompts
-                                       * sizeof(ngx_http_llm_route_t));
     if (ctx->routes == NULL) {
-        return NGX_ERROR;
+        ctx->routes = ngx_pcalloc(r->pool, ctx->params.nprompts
+                                           * sizeof(ngx_http_llm_route_t));
+        if (ctx->routes == NULL) {
+            return NGX_ERROR;
+        }
     }
 
     zone = llcf->route_zone->data;
@@ -396,9 +398,11 @@ ngx_http_llm_route_prompt(ngx_http_llm_ctx_t *ctx,
         return NGX_OK;
     }
 
-    route->tags = ngx_palloc(r->pool, route->ntags * sizeof(chan_tag_t));
     if (route->tags == NULL) {
-        return NGX_ERROR;
+        route->tags = ngx_palloc(r->pool, route->ntags * sizeof(chan_tag_t));
+        if (route->tags == NULL) {
+            return NGX_ERROR;
+        }
     }
 
     ngx_http_llm_tags_make(&prompt->body, seed, zone->block, route->tags,

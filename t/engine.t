@@ -18,7 +18,7 @@ use Time::HiRes qw/ time sleep /;
 my $t = Test::LLM->new();
 
 $t->nginx(sprintf(<<'CONF', $t->tls()));
-    llm_engine e unix:%%%%SOCKET%%%%;
+    llm_engine e unix:%%%%SOCKET%%%% resume=0;
 
     server {
         listen %%%%LISTEN%%%%;

@@ -45,7 +45,7 @@ sub engine {
 
 engine();
 $t->nginx(sprintf(<<'CONF', $t->tls()), workers => 2);
-    llm_engine e unix:%%%%SOCKET%%%%;
+    llm_engine e unix:%%%%SOCKET%%%% resume=0;
     log_format llm '$status $llm_finish_reason $llm_prompt_tokens '
                    '$llm_completion_tokens $llm_cached_tokens';
     keepalive_requests 10000;

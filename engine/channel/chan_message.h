@@ -89,6 +89,16 @@
  *                             there, before any later ACCEPTED; a tag that
  *                             never became resident is not logged
  *
+ * RESUME
+ *
+ * A request that another engine had accepted goes on with RESUME_IDS: all ids
+ * that came in its DELTAs, those of an ECHO apart, in order; `resume_bytes` is
+ * how much text came with them and `seed` what ACCEPTED said.  The engine
+ * brings its detokeniser, stop strings and reasoning to where they were and
+ * sends neither those ids nor those bytes again; FINISH counts them.  Ids that
+ * were the end already (end of text, a whole stop string, max_tokens) get
+ * ACCEPTED, the text that is missing and FINISH.
+ *
  * TENANT is the isolation key: cached KV is shared only between requests with
  * equal keys, none at all being one of them.  The module sends the account, a
  * zero byte and `user`, or `user` alone where there is no account.
@@ -142,6 +152,8 @@ enum {
 #define CHAN_F_ALL          0x00ff
 
 #define CHAN_TOKENS_MAX     UINT32_MAX   /* max_tokens: what the context has */
+#define CHAN_QUEUE_ANY      UINT32_MAX   /* queue_max: however many wait, for
+                                            what was accepted before */
 
 typedef struct {
     uint32_t  endpoint;

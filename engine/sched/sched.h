@@ -239,6 +239,8 @@ typedef struct {
     uint64_t          (*now)(void);  /* µs; NULL: CLOCK_MONOTONIC */
 } sched_options_t;
 
+#define SCHED_QUEUE_ANY  UINT32_MAX  /* queue_max: however many wait */
+
 /*
  * A sequence to compute.  `ids` is the prompt and, of a resumed one, `n_output`
  * ids made before; `ids`, `tags` and `params.bias` are malloc'd and the
@@ -250,6 +252,7 @@ typedef struct {
     int32_t           *ids;
     uint32_t           n_prompt;     /* at least 1 */
     uint32_t           n_output;
+    int                ended;        /* with those: it only stops */
     uint32_t           max_tokens;   /* n_prompt + max_tokens <= max_context */
     sample_params_t    params;
     int                logprobs;

@@ -208,7 +208,7 @@ sched_refuse(sched_t *s)
                 limit = seq->r.queue_max;
             }
 
-            if (n >= limit) {
+            if (n >= limit && seq->r.queue_max != SCHED_QUEUE_ANY) {
                 snprintf(why, sizeof(why), "too many requests wait: %u of %u",
                          n, limit);
                 sched_end(s, seq, SCHED_E_QUEUE, why);

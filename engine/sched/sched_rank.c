@@ -135,8 +135,13 @@ sched_entry(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t at)
         return;
     }
 
-    if (seq->n_total - seq->r.n_prompt >= seq->r.max_tokens) {
-        seq->done = SCHED_LENGTH;    /* resumed, and there was no more to do */
+    /* Resumed, and there was no more to do. */
+
+    if (seq->r.ended) {
+        seq->done = SCHED_STOP;
+
+    } else if (seq->n_total - seq->r.n_prompt >= seq->r.max_tokens) {
+        seq->done = SCHED_LENGTH;
 
     } else if (seq->rows > 0 && seq->n_done == seq->n_total) {
         sched_answer(s, rk, seq, at);

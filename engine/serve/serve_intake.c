@@ -458,12 +458,14 @@ static int
 serve_hand_over(serve_req_t *r, serve_body_t *b, tok_ids_t *ids,
     uint32_t max_tokens, serve_fault_t *f)
 {
+    int                    ended;
     int32_t               *id;
     size_t                 i;
     sched_request_t        q;
     const chan_submit_t   *p;
 
     p = &r->submit;
+    ended = 0;
 
     if ((p->flags & CHAN_F_SEED) == 0
         && getrandom(&r->submit.seed, sizeof(uint64_t), 0)
@@ -493,7 +495,9 @@ serve_hand_over(serve_req_t *r, serve_body_t *b, tok_ids_t *ids,
         memcpy(id + ids->n, b->resume, b->n_resume * sizeof(int32_t));
         r->suppress = p->resume_bytes;
 
-        if (serve_replay(r, b->resume, (uint32_t) b->n_resume) != 0) {
+        ended = serve_replay(r, b->resume, (uint32_t) b->n_resume);
+
+        if (ended < 0) {
             free(id);
             return serve_fault(f, CHAN_E_INVALID, "",
                                "the ids to resume from do not go on");
@@ -505,6 +509,7 @@ serve_hand_over(serve_req_t *r, serve_body_t *b, tok_ids_t *ids,
     q.ids = id;
     q.n_prompt = (uint32_t) ids->n;
     q.n_output = (uint32_t) b->n_resume;
+    q.ended = ended;
     q.max_tokens = max_tokens;
     q.params.temperature = (p->flags & CHAN_F_OWN_T)
                            ? r->serve->opt.temperature : p->temperature;

@@ -215,6 +215,10 @@ serve_queue_full(serve_lane_t *lane, const chan_submit_t *submit)
     s = lane->serve;
     limit = s->opt.sched.queue_max;
 
+    if (submit->queue_max == CHAN_QUEUE_ANY) {
+        return 0;
+    }
+
     if (submit->queue_max != 0 && submit->queue_max < limit) {
         limit = submit->queue_max;
     }

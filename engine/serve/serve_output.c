@@ -46,6 +46,7 @@ static size_t serve_put_bytes(uint8_t *to, const tok_t *tok, int32_t id,
 static void serve_text(serve_delta_t *d, tok_stream_out_t *out);
 static int serve_keep_text(serve_req_t *r, int which, const char *text,
     size_t len);
+static int serve_is_eos(const serve_req_t *r, int32_t id);
 static void serve_replayed(serve_delta_t *d);
 static uint32_t serve_code(sched_reason_t reason);
 
@@ -231,26 +232,63 @@ serve_code(sched_reason_t reason)
  * A sequence that goes on where another engine left off: brings the stream to
  * where it was.  Text of these ids that the client does not have yet, because
  * the other engine held it back or the worker had not passed it on, is kept
- * for the first record.  -1: these ids were the end already, or no memory.
+ * for the first record.  1: these ids were the end already; -1: that was before
+ * the last of them, or no memory.
  */
 
 int
 serve_replay(serve_req_t *r, const int32_t *id, uint32_t n)
 {
+    int               ended;
     uint32_t          i;
     tok_stream_out_t  out;
 
+    ended = 0;
+
     for (i = 0; i < n; i++) {
+
+        if (ended) {
+            return -1;
+        }
+
         r->n_output++;
         r->n_reasoning += tok_stream_in_reasoning(&r->stream) != 0;
 
+        if (serve_is_eos(r, id[i])) {
+            ended = 1;
+            continue;
+        }
+
         tok_stream_push(&r->stream, id[i], &out);
 
-        if (out.stopped
-            || serve_keep_text(r, 0, out.reasoning, out.reasoning_len) != 0
+        if (serve_keep_text(r, 0, out.reasoning, out.reasoning_len) != 0
             || serve_keep_text(r, 1, out.content, out.content_len) != 0)
         {
             return -1;
+        }
+
+        ended = out.stopped;
+    }
+
+    return ended;
+}
+
+
+static int
+serve_is_eos(const serve_req_t *r, int32_t id)
+{
+    uint32_t                i;
+    const sched_options_t  *opt;
+
+    if (r->submit.flags & CHAN_F_IGNORE_EOS) {
+        return 0;
+    }
+
+    opt = &r->serve->opt.sched;
+
+    for (i = 0; i < opt->n_eos; i++) {
+        if (opt->eos[i] == id) {
+            return 1;
         }
     }
 

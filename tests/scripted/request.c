@@ -20,6 +20,7 @@ static int request_scripts(request_t *r, const char *text, size_t size);
 static int request_ids(pieces_t *p, const chan_section_t *sec);
 static int request_count(request_t *r);
 static void request_stop(request_t *r);
+static void request_resume(request_t *r);
 static float token_logprob(int32_t id);
 
 
@@ -301,7 +302,7 @@ request_prepare(request_t *r)
             break;
 
         case CHAN_SEC_RESUME_IDS:
-            r->pos = (int64_t) (sec.size / sizeof(int32_t));
+            r->from = (int64_t) (sec.size / sizeof(int32_t));
             break;
         }
     }
@@ -351,7 +352,55 @@ request_prepare(request_t *r)
         r->n_prompt = r->script.prompt_tokens;
     }
 
+    request_resume(r);
+
     return 0;
+}
+
+
+/* Goes through the answer as send_tokens() did until another engine ended. */
+
+static void
+request_resume(request_t *r)
+{
+    char      text[sizeof(r->carry) + PIECE_MAX];
+    token_t   t;
+    uint32_t  size, whole;
+    uint64_t  bytes;
+
+    bytes = 0;
+
+    while (r->pos < r->from && r->pos < r->n_total) {
+
+        request_token(r, r->pos++, &t);
+
+        memcpy(text, r->carry, r->n_carry);
+        memcpy(text + r->n_carry, t.text, t.size);
+
+        size = r->n_carry + t.size;
+        whole = whole_chars(text, size);
+
+        r->n_carry = size - whole;
+        memcpy(r->carry, text + whole, r->n_carry);
+
+        if (t.kind == CHAN_CONTENT) {
+            r->shown += whole;
+
+        } else {
+            bytes += whole;
+        }
+    }
+
+    if (r->shown > r->cut) {
+        r->shown = r->cut;
+    }
+
+    /* What the worker has is what was sent with these tokens, or the test
+       fails. */
+
+    if (bytes + r->shown != r->submit.resume_bytes) {
+        r->wrong_bytes = 1;
+    }
 }
 
 

@@ -47,6 +47,7 @@ struct request_s {
     int             state;
     int             cancelled;
     int             queued, refused;
+    int             wrong_bytes;     /* resume_bytes is not what was sent */
     int64_t         credit;
 
     chan_submit_t   submit;
@@ -66,6 +67,7 @@ struct request_s {
 
     int64_t         echoed;          /* prompt tokens sent */
     int64_t         pos;             /* generated tokens sent */
+    int64_t         from;            /* those of them by another engine */
     size_t          shown;           /* answer bytes sent */
     char            carry[4];        /* start of a code point */
     uint32_t        n_carry;

@@ -25,6 +25,8 @@
  *     fail_after=N    ERROR (internal, or what error= says) after N tokens
  *     die_after=N     the process exits after N tokens
  *     hang_after=N    after N tokens everything stops, heartbeat included
+ *                     (these and corrupt: not again in a request that is
+ *                     resumed from there)
  *     corrupt=C       a violation in the event ring after corrupt_after=N
  *                     tokens (0 if not given): head (cursor far ahead), size
  *                     (of a record), type, text (bad UTF-8), cursor (of the

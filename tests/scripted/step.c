@@ -15,6 +15,7 @@ static int may_start(engine_t *e, request_t *r, int64_t ahead);
 static void advance(engine_t *e, request_t *r, int64_t *next);
 static int more_to_echo(request_t *r);
 static int incident(engine_t *e, request_t *r);
+static int due(const request_t *r, int64_t after, int64_t at);
 static void corrupt(engine_t *e, request_t *r);
 static int end(engine_t *e, request_t *r);
 static void forget(engine_t *e, request_t *r);
@@ -184,6 +185,12 @@ may_start(engine_t *e, request_t *r, int64_t ahead)
     {
         (void) send_error(e, r, CHAN_E_MODEL, "another model is loaded",
                           "model", -1);
+        return 0;
+    }
+
+    if (r->wrong_bytes) {
+        (void) send_error(e, r, CHAN_E_INVALID,
+                          "these bytes do not go with these ids", "", -1);
         return 0;
     }
 
@@ -363,22 +370,24 @@ incident(engine_t *e, request_t *r)
 
     at = r->pos >= r->n_total ? INT64_MAX : r->pos;
 
-    if (r->script.die_after >= 0 && at >= r->script.die_after) {
+    if (due(r, r->script.die_after, at)) {
         log_event(e, "die", r, "pos=%" PRId64, r->pos);
         _exit(1);
     }
 
-    if (r->script.hang_after >= 0 && at >= r->script.hang_after) {
+    if (due(r, r->script.hang_after, at)) {
         e->hangs = 1;
         return 1;
     }
 
-    if (r->script.corrupt != CORRUPT_NONE && at >= r->script.corrupt_after) {
+    if (r->script.corrupt != CORRUPT_NONE
+        && due(r, r->script.corrupt_after, at))
+    {
         corrupt(e, r);
         return 1;
     }
 
-    if (r->script.fail_after >= 0 && at >= r->script.fail_after) {
+    if (due(r, r->script.fail_after, at)) {
         (void) send_error(e, r, r->script.error != 0
                           ? (uint32_t) r->script.error : CHAN_E_INTERNAL,
                           NULL, NULL, -1);
@@ -386,6 +395,15 @@ incident(engine_t *e, request_t *r)
     }
 
     return 0;
+}
+
+
+/* What happened to another engine does not happen to this one again. */
+
+static int
+due(const request_t *r, int64_t after, int64_t at)
+{
+    return after >= 0 && at >= after && (r->from == 0 || after > r->from);
 }
 
 

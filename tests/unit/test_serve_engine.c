@@ -177,7 +177,8 @@ test_own_sampling(void **state)
 static void
 test_resume(void **state)
 {
-    size_t          cut;
+    char            end[4];
+    size_t          cut, n, i;
     reply_t         r, again;
     worker_t        w;
     chan_body_t     b;
@@ -220,6 +221,76 @@ test_resume(void **state)
     assert_memory_equal(r.id + 20, again.id, 40 * sizeof(int32_t));
     assert_int_equal(again.f.completion_tokens, 60);
     assert_string_equal(again.text, r.text + cut);
+
+    /* All of them did, but for FINISH. */
+
+    memset(&b, 0, sizeof(b));
+    prompt(&b, 3);
+    assert_int_equal(chan_body_put(&b, CHAN_SEC_RESUME_IDS, NULL, 0, r.id,
+                                   60 * sizeof(int32_t)), CHAN_OK);
+    submit(&w, 8, &s, &b);
+    all(&w, &again, 8);
+    chan_body_free(&b);
+
+    assert_int_equal(again.n_tokens, 0);
+    assert_int_equal(again.reason, CHAN_LENGTH);
+    assert_int_equal(again.f.completion_tokens, 60);
+    assert_string_equal(again.text, r.text + cut);
+
+    /* They end with a stop string. */
+
+    memset(end, 0, sizeof(end));
+    memcpy(end, r.text + cut, 3);
+    s.resume_bytes = 0;
+    n = 0;
+
+    for (i = 0; i < 2; i++) {
+        memset(&b, 0, sizeof(b));
+        prompt(&b, 3);
+        assert_int_equal(chan_body_put(&b, CHAN_SEC_STOP, NULL, 0, end,
+                                       strlen(end)), CHAN_OK);
+
+        if (i == 1) {
+            assert_int_equal(chan_body_put(&b, CHAN_SEC_RESUME_IDS, NULL, 0,
+                                           r.id, n * sizeof(int32_t)),
+                             CHAN_OK);
+        }
+
+        submit(&w, 9 + i, &s, &b);
+        all(&w, &again, 9 + i);
+        chan_body_free(&b);
+
+        assert_int_equal(again.reason, CHAN_STOP);
+        assert_int_equal(again.n_tokens, i == 0 ? n = again.f.completion_tokens
+                                                : 0);
+        assert_int_equal(again.f.completion_tokens, n);
+        assert_int_equal(strlen(again.text),
+                         strstr(r.text, end) - r.text);
+        assert_memory_equal(again.text, r.text, strlen(again.text));
+    }
+
+    /* And with the end of text. */
+
+    memset(&b, 0, sizeof(b));
+    prompt(&b, 3);
+    r.id[20] = tok_eos(tok);
+    assert_int_equal(chan_body_put(&b, CHAN_SEC_RESUME_IDS, NULL, 0, r.id,
+                                   21 * sizeof(int32_t)), CHAN_OK);
+    submit(&w, 11, &s, &b);
+    all(&w, &again, 11);
+    assert_int_equal(again.reason, CHAN_STOP);
+    assert_int_equal(again.n_tokens, 0);
+    assert_int_equal(again.f.completion_tokens, 21);
+    assert_memory_equal(again.text, r.text, strlen(again.text));
+
+    /* But not before their own end. */
+
+    assert_int_equal(chan_body_put(&b, CHAN_SEC_STOP, NULL, 0, end,
+                                   strlen(end)), CHAN_OK);
+    submit(&w, 12, &s, &b);
+    all(&w, &again, 12);
+    assert_int_equal(again.reason, CHAN_E_INVALID);
+    chan_body_free(&b);
 
     leave(&w);
 }
