@@ -178,17 +178,26 @@ options="--speculate 4 --speculate-always"
 start 1 2 64 "${SHORT_SPECULATE_KV:-640K}"
 run 10
 stop
-options=
-start 1 2 64 "${SHORT_KV:-512K}"
-run 10
-stop
 
-preempted=$(sed -n 's/.* \([0-9]*\) preempted.*/\1/p' "$dir/log")
-if [ "${preempted:-0}" -eq 0 ]; then
-    echo "not ok: nothing was preempted ($what)"
-    cat "$dir/log"
-    exit 1
-fi
+# Prompts are found in the cache while sequences are preempted, with guesses
+# and without.
+preempted=0
+for s in 0 2; do
+    options="--speculate $s"
+    start 1 2 64 "${SHORT_CACHE_KV:-1M}"
+    run 10
+    run 6
+    run 10
+    stop
+    p=$(sed -n 's/.* \([0-9]*\) preempted.*/\1/p' "$dir/log")
+    if [ "${p:-0}" -eq 0 ] || [ "${c:-0}" -eq 0 ]; then
+        echo "not ok: ${p:-0} times preempted, ${c:-0} tokens cached ($what)"
+        cat "$dir/log"
+        exit 1
+    fi
+    preempted=$((preempted + p))
+done
+options=
 
 # In 14 blocks and a directory, and in those of the engine before.
 cache=on
