@@ -184,7 +184,8 @@ kv_cache_put(kv_cache_t *c, int32_t block)
 
 
 void
-kv_cache_publish(kv_cache_t *c, int32_t block, const kv_name_t *name)
+kv_cache_publish(kv_cache_t *c, int32_t block, const kv_name_t *name,
+    int drafted)
 {
     int32_t     *head;
     kv_block_t  *b;
@@ -196,6 +197,7 @@ kv_cache_publish(kv_cache_t *c, int32_t block, const kv_name_t *name)
     b->hash = name->hash;
     b->tenant = name->tenant;
     b->parent = name->parent;
+    b->drafted = drafted;
     memcpy(b->id, name->id, sizeof(b->id));
 
     if (b->parent >= 0) {

@@ -56,6 +56,7 @@ typedef struct {
     int32_t   older;                 /* while idle; -1: none */
     int32_t   newer;
     uint32_t  children;              /* published ones */
+    int32_t   drafted;               /* has the drafting layer's keys, too */
     int32_t   id[KV_BLOCK];
 } kv_block_t;
 
@@ -115,7 +116,9 @@ void kv_cache_put(kv_cache_t *c, int32_t block);
 /*
  * Publishes a full block under a name that is not published, and whose parent
  * the caller holds.  So a block restored from elsewhere is added too.
+ * `drafted`: with all keys of the layer that drafts (sched_draft.c).
  */
-void kv_cache_publish(kv_cache_t *c, int32_t block, const kv_name_t *name);
+void kv_cache_publish(kv_cache_t *c, int32_t block, const kv_name_t *name,
+    int drafted);
 
 #endif /* SCHED_KV_CACHE_H */

@@ -10,7 +10,7 @@
  * After a step the blocks that have become full are published.  One that is
  * there already, computed by two at once, is given back for the published one:
  * one arithmetic per position makes them equal, but for the drafting layer's
- * keys, which may be missing.  A request's tags are put on the published blocks
+ * keys, which may be missing (sched_draft.c).  A request's tags are put on the published blocks
  * that hold their last tokens.
  */
 
@@ -237,6 +237,7 @@ sched_cache_adopt(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq)
         }
 
         seq->blocks[i] = block;
+        sched_draft_found(seq, i, rk->cache.block[block].drafted);
         sched_cache_public(rk, seq);
         sched_cache_count(seq, seq->n_public * KV_BLOCK);
         seq->n_done = seq->n_public * KV_BLOCK;
@@ -344,13 +345,17 @@ sched_cache_publish(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq)
         block = kv_cache_find(&rk->cache, &name);
 
         if (block < 0) {
-            kv_cache_publish(&rk->cache, seq->blocks[i], &name);
+            kv_cache_publish(&rk->cache, seq->blocks[i], &name,
+                             sched_draft_full(seq, i));
 
         } else {
             kv_cache_ref(&rk->cache, block);
             kv_cache_put(&rk->cache, seq->blocks[i]);
             seq->blocks[i] = block;
-            seq->mtp_next = 0;
+
+            if (!rk->cache.block[block].drafted) {
+                seq->mtp_next = 0;
+            }
         }
 
         sched_cache_public(rk, seq);

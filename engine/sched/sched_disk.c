@@ -506,7 +506,7 @@ sched_disk_finish(kv_cache_t *c, sched_fetch_t *f)
         block = kv_cache_find(c, &name);
 
         if (block < 0) {
-            kv_cache_publish(c, f->job.block[i], &name);
+            kv_cache_publish(c, f->job.block[i], &name, 0);
 
         } else {
             kv_cache_ref(c, block);

@@ -23,8 +23,11 @@
  * KEYS.  The layer's row at a position needs the model's state at the one
  * before, which is at hand only in the step that computes it.  So a sequence
  * has keys from `mtp_first` on, which is 1, or the first position after what
- * was found in the prefix cache or computed while nothing was drafted.
- * Guesses may depend on that, answers cannot.
+ * was computed while nothing was drafted, or came from disk.  A block is
+ * published with the word whether it has them all, and who finds it has them
+ * too.  What is missing then is the one at the first position behind it: it is
+ * made with that position's own state, which is like the one before it.
+ * Guesses may depend on all that, answers cannot.
  */
 
 #include "sched/sched_int.h"
@@ -33,8 +36,8 @@
 
 
 static uint32_t sched_draft_most(const sched_t *s, const sched_seq_t *seq);
-static uint32_t sched_draft_known(sched_rank_t *rk, uint32_t entry,
-    uint32_t base);
+static uint32_t sched_draft_known(const sched_t *s, sched_rank_t *rk,
+    uint32_t entry, uint32_t base);
 static int sched_draft_pass(sched_t *s, sched_rank_t *rk, uint32_t pass);
 static void sched_draft_take(sched_t *s, sched_rank_t *rk, uint32_t pass);
 static void sched_draft_row(sched_rank_t *rk, uint32_t entry, int32_t id,
@@ -123,7 +126,7 @@ sched_draft_run(sched_t *s, sched_rank_t *rk)
 
     for (i = 0; i < rk->n_entries; i++) {
         seq = rk->entry[i];
-        last = sched_draft_known(rk, i, base);
+        last = sched_draft_known(s, rk, i, base);
         base += seq->rows;
 
         if (last > 0 && last == seq->n_total - 1
@@ -153,7 +156,8 @@ sched_draft_run(sched_t *s, sched_rank_t *rk)
  */
 
 static uint32_t
-sched_draft_known(sched_rank_t *rk, uint32_t entry, uint32_t base)
+sched_draft_known(const sched_t *s, sched_rank_t *rk, uint32_t entry,
+    uint32_t base)
 {
     uint32_t      pos, from, to, room;
     sched_seq_t  *seq;
@@ -169,7 +173,15 @@ sched_draft_known(sched_rank_t *rk, uint32_t entry, uint32_t base)
     room = seq->n_blocks * KV_BLOCK;
     to = to < room ? to : room - 1;
 
-    if (seq->mtp_next != from) {
+    /* The rest of the step has a row each at most. */
+
+    if (seq->mtp_next != 0 && seq->mtp_next == from - 1
+        && seq->mtp_next % KV_BLOCK == 0 && to >= from
+        && rk->d_rows + rk->n_rows - base < s->max_rows)
+    {
+        sched_draft_row(rk, entry, seq->ids[from - 1], from - 1, base);
+
+    } else if (seq->mtp_next != from) {
         seq->mtp_first = from;
     }
 
@@ -181,6 +193,37 @@ sched_draft_known(sched_rank_t *rk, uint32_t entry, uint32_t base)
     rk->d_first[entry] = seq->mtp_first;
 
     return to >= from ? to : 0;
+}
+
+
+/* A sequence takes a published block `i` in front of what it computes. */
+
+void
+sched_draft_found(sched_seq_t *seq, uint32_t i, int drafted)
+{
+    if (!drafted) {
+        seq->mtp_next = 0;
+        return;
+    }
+
+    if (i == 0) {
+        seq->mtp_first = 1;
+
+    } else if (seq->mtp_next < i * KV_BLOCK) {
+        seq->mtp_first = i * KV_BLOCK;
+    }
+
+    seq->mtp_next = (i + 1) * KV_BLOCK;
+}
+
+
+/* Whether a sequence's block `i`, which it has computed, has all keys. */
+
+int
+sched_draft_full(const sched_seq_t *seq, uint32_t i)
+{
+    return seq->mtp_next >= (i + 1) * KV_BLOCK
+           && seq->mtp_first <= (i == 0 ? 1 : i * KV_BLOCK);
 }
 
 

@@ -75,7 +75,7 @@ struct sched_seq_s {
     int32_t           draft[SCHED_DEPTH_MAX];    /* guesses that follow */
     uint32_t          n_draft;
     uint32_t          mtp_first;     /* has the drafting layer's keys from */
-    uint32_t          mtp_next;      /* there up to here */
+    uint32_t          mtp_next;      /* there up to before here */
     uint32_t          n_drafted;
     uint32_t          n_hit;
 
@@ -340,6 +340,8 @@ void sched_disk_give_up(sched_t *s);
 /* sched_draft.c */
 void sched_draft_plan(sched_t *s, sched_rank_t *rk, sched_seq_t *seq);
 int sched_draft_run(sched_t *s, sched_rank_t *rk);
+void sched_draft_found(sched_seq_t *seq, uint32_t i, int drafted);
+int sched_draft_full(const sched_seq_t *seq, uint32_t i);
 
 /* sched_depth.c */
 void sched_depth_choose(sched_t *s, uint32_t n);

@@ -86,6 +86,7 @@ static int         speculate_free;   /* as it pays */
 static uint32_t    accuracy;
 static uint64_t    drafts[RANKS][BLOCKS * KV_BLOCK];
 static uint64_t    states[RANKS][ROWS_MAX];
+static uint32_t    draft_first;      /* of the last sequence drafted for */
 static kv_disk_options_t  *disk_options;     /* NULL: no disk tier */
 static uint64_t  (*step_us)(void);   /* what the planned step takes */
 static void      (*after_step)(void *ctx);
@@ -189,7 +190,11 @@ fake_step(void *ctx, uint32_t rank, const sched_batch_t *b,
 }
 
 
-/* A row whose keys before it are not those of its own tokens is an error. */
+/*
+ * A row whose keys before it are not those of its own tokens is an error.  One
+ * with its own state, not that before it, stands in for what is not known
+ * behind blocks that others have computed.
+ */
 
 static int
 fake_draft(void *ctx, uint32_t rank, const sched_draft_t *d,
@@ -211,6 +216,16 @@ fake_draft(void *ctx, uint32_t rank, const sched_draft_t *d,
         state = states[rank][d->from[i]];
         CHECK(b->seq[i] < b->n_seqs);
         CHECK(d->first[b->seq[i]] > 0 && pos >= d->first[b->seq[i]]);
+        draft_first = d->first[b->seq[i]];
+
+        block = b->blocks[b->seq[i]][pos / KV_BLOCK];
+
+        if (d->pass == 0 && pos % KV_BLOCK == 0
+            && state == kv[rank][block * KV_BLOCK])
+        {
+            block = b->blocks[b->seq[i]][pos / KV_BLOCK - 1];
+            state = kv[rank][block * KV_BLOCK + KV_BLOCK - 1];
+        }
 
         if (pos > d->first[b->seq[i]]) {
             block = b->blocks[b->seq[i]][(pos - 1) / KV_BLOCK];

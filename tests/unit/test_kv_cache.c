@@ -249,7 +249,7 @@ extend(seq_t *s, uint32_t kind)
     assert_false(m->cached);
     hold(s, own);
 
-    kv_cache_publish(&cache, own, &name);
+    kv_cache_publish(&cache, own, &name, 0);
     assert_int_equal(kv_cache_find(&cache, &name), own);
 
     m->cached = 1;

@@ -64,6 +64,45 @@ test_steps(void **state)
 
 
 /*
+ * Who finds blocks in the cache finds the drafting layer's keys in them, if
+ * they were made while drafting.
+ */
+
+static void
+test_found(void **state)
+{
+    req_t     r;
+    uint32_t  i, hits;
+
+    (void) state;
+
+    families = 1;
+    accuracy = 100;
+
+    for (speculate = 1; speculate <= 2; speculate++) {
+        start(1, 4, 64, 24, 10);
+        hits = 0;
+
+        for (i = 0; i < 30; i++) {
+            draft_first = 0;
+            (void) alone(&r, 200, 20);
+            assert_int_equal(draft_first, 1);
+
+            hits += r.f.n_cached > 0;
+            sched_release(r.seq);
+            free(r.prompt);
+        }
+
+        assert_true(hits > 5);
+        done(NULL, 0);
+    }
+
+    families = 0;
+    speculate = 0;
+}
+
+
+/*
  * A sequence is never computed beyond what it may have: the last block that
  * its tokens need is the last it takes.
  */
@@ -203,6 +242,7 @@ main(void)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_steps),
+        cmocka_unit_test(test_found),
         cmocka_unit_test(test_full_pool),
         cmocka_unit_test(test_credit),
         cmocka_unit_test(test_depth)
