@@ -3,7 +3,8 @@
 # frame, spills; and how many of Hopper's own instructions they have: products
 # of a warpgroup in BF16 (HGMMA) and FP8 (QGMMA), copies of tensors (UTMA) and
 # other bulk copies.  They are counted in the machine code where there is
-# nvdisasm, else in PTX.  A kernel that spills ends it with status 1.
+# nvdisasm, else in PTX.  A kernel that spills, or
+# whose products of a warpgroup are serialized, ends it with status 1.
 #
 #     NVCC=… NVCCFLAGS=… BUILD=… ptxas.sh FILE.cu …
 
@@ -81,7 +82,8 @@ for f in "$@"; do
         bad += spill > 0
         kernel = ""
     }
+    /instructions are serialized/ { print; bad++ }
     END { exit bad > 0 }' "$o.code" "$o.log" || bad=1
 done
 
-[ -z "$bad" ] || { echo "there are spills"; exit 1; }
+[ -z "$bad" ] || { echo "there are spills, or products that wait"; exit 1; }

@@ -4,6 +4,7 @@
  */
 
 #include "backend/cuda/cu_launch.cuh"
+#include "backend/cuda/cu_ptx.cuh"
 #include "test_cuda_util.h"
 
 
@@ -282,6 +283,17 @@ kernel_wrong(int what, char *p, int *q)
         (void) __shfl_sync(threadIdx.x < 32 ? 0xffffffff : 0xff, 1, 0);
         break;
 
+    case 24:
+        /* 512 of the 504 that three warpgroups have */
+        if (threadIdx.x < 256) {
+            cu_regs_more<224>();
+
+        } else {
+            cu_regs_less<64>();
+        }
+
+        break;
+
     case 9:
         /* a race: the neighbour's value, without a barrier */
         smem[threadIdx.x] = (char) threadIdx.x;
@@ -318,7 +330,8 @@ wrong(int what)
         (void) cudaMemcpy(host, host, 10, cudaMemcpyHostToDevice);
 
     } else {
-        (void) CU_LAUNCH(kernel_wrong, 1, 64, 64, NULL, what, p, q);
+        (void) CU_LAUNCH(kernel_wrong, 1, what == 24 ? 384 : 64, 64, NULL, what, p,
+                         q);
         (void) cudaDeviceSynchronize();
     }
 }
@@ -337,6 +350,7 @@ test_wrong(void **)
 #endif
     cu_dies(wrong, 6, "lanes of a warp are at different operations");
     cu_dies(wrong, 7, "the other lanes of its warp");
+    cu_dies(wrong, 24, "they would wait for ever");
     cu_dies(wrong, 8, "a lane is not in the mask");
     cu_dies(wrong, 20, "is launched with 100000 bytes of shared memory");
     cu_dies(wrong, 21, "is launched with a grid of 0 x 1 x 1");

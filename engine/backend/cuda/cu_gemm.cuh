@@ -204,7 +204,7 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
     typedef gemm_shape_t<TYPE, NT, PARTS>  shape;
 
     int                 part;
-    uint32_t            i, tile, s, turn, block, blocks, bytes, panels;
+    uint32_t            i, tile, s, turn, block, blocks, bytes, panels, known;
     uint8_t            *p, *q;
     uint64_t            keep;
     gemm_tile_t         t;
@@ -214,6 +214,7 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
     blocks = (a.k + shape::k - 1) / shape::k;
     s = 0;
     turn = 0;
+    known = UINT32_MAX;
 
     for (tile = blockIdx.x; gemm_tile<NT>(a, head, tile, &t);
          tile += gridDim.x)
@@ -223,6 +224,16 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
         codes[0] = NULL;
         codes[1] = NULL;
         panels = 0;
+
+        if (a.maps != NULL && t.group != known) {
+            cu_map_acquire(map[0]);
+
+            if (PARTS == 2) {
+                cu_map_acquire(map[1]);
+            }
+
+            known = t.group;
+        }
 
         if (TYPE == CU_MM_INT4) {
             codes[0] = gemm_panels(a.m, t, blocks);

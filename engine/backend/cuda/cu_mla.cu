@@ -291,8 +291,10 @@ mla_kernel(const __grid_constant__ CUtensorMap q,
 
     __syncthreads();
 
+    /* the block has 168 for each thread, 504 for three warpgroups */
+
     if (threadIdx.x >= 256) {
-        cu_regs_less<FP8 ? 64 : 24>();
+        cu_regs_less<FP8 ? 56 : 24>();
 
         if (FP8 || threadIdx.x == 256) {
             mla_bring<FP8>(&q, &kv, &a, sh);

@@ -40,8 +40,8 @@ mla_convert(const mla_args_t *a, mla_shared_t *sh, int block, int half,
     int row, uint32_t turn)
 {
     int             i, n, t, swizzle;
-    uint4           v[4];
-    float           scale[4];
+    uint4           v[2];
+    float           scale[2];
     uint8_t        *to;
     const uint8_t  *from, *scales;
 
@@ -53,31 +53,31 @@ mla_convert(const mla_args_t *a, mla_shared_t *sh, int block, int half,
     swizzle = t / 16 * 16;
 
     #pragma unroll 1
-    for (n = 0; n < 2; n++) {
+    for (n = 0; n < 4; n++) {
 
         #pragma unroll
-        for (i = 0; i < 4; i++) {
+        for (i = 0; i < 2; i++) {
             v[i] = *(const uint4 *) (from + i * 8 * CU_MLA_FP8_SIZE);
             scale[i] = *(const float *) (scales + i * 8 * CU_MLA_FP8_SIZE);
         }
 
-        /* Half of it is on its way before there is room. */
+        /* A quarter of it is on its way before there is room. */
 
         if (n == 0) {
             cu_mbar_wait(&sh->free[block][half], ~turn & 1);
         }
 
         #pragma unroll
-        for (i = 0; i < 4; i++) {
+        for (i = 0; i < 2; i++) {
             *(uint4 *) (to + i * 8 * 128 + ((t % 4 * 32) ^ swizzle))
                 = mla_widen(v[i].x, v[i].y, scale[i]);
             *(uint4 *) (to + i * 8 * 128 + ((t % 4 * 32 + 16) ^ swizzle))
                 = mla_widen(v[i].z, v[i].w, scale[i]);
         }
 
-        from += 4 * 8 * CU_MLA_FP8_SIZE;
-        scales += 4 * 8 * CU_MLA_FP8_SIZE;
-        to += 4 * 8 * 128;
+        from += 2 * 8 * CU_MLA_FP8_SIZE;
+        scales += 2 * 8 * CU_MLA_FP8_SIZE;
+        to += 2 * 8 * 128;
     }
 
     if (half == MLA_CROSS) {
@@ -86,7 +86,7 @@ mla_convert(const mla_args_t *a, mla_shared_t *sh, int block, int half,
         to = sh->kv[block][MLA_TILES - 1] + t / 8 * 128
              + ((t % 8) ^ (t / 8 & 7)) * 16;
 
-        #pragma unroll
+        #pragma unroll 2
         for (i = 0; i < 4; i++) {
             *(uint4 *) (to + i * 16 * 128)
                 = *(const uint4 *) (from + i * 16 * CU_MLA_FP8_SIZE);

@@ -299,6 +299,7 @@ mla_pair_0(float (&o)[128], const mla_args_t *a, const mla_work_t *w,
     }
 
     cu_wgmma_wait<0>();
+    cu_wgmma_hold<256>(o);
     mla_arrive(&sh->free[0][MLA_OWN]);
 
     if (both) {
@@ -314,6 +315,7 @@ mla_pair_0(float (&o)[128], const mla_args_t *a, const mla_work_t *w,
         }
 
         cu_wgmma_wait<0>();
+        cu_wgmma_hold<256>(o);
         cu_fence_async();
         mla_arrive(&sh->free[1][MLA_CROSS]);
         turn->kv[1]++;
@@ -379,6 +381,7 @@ mla_pair_1(float (&o)[128], const mla_args_t *a, const mla_work_t *w,
     }
 
     cu_wgmma_wait<0>();
+    cu_wgmma_hold<256>(o);
     cu_fence_async();
     mla_arrive(&sh->free[0][MLA_CROSS]);
 
@@ -390,6 +393,7 @@ mla_pair_1(float (&o)[128], const mla_args_t *a, const mla_work_t *w,
         r->max[1] = max[1];
 
         cu_wgmma_wait<0>();
+        cu_wgmma_hold<256>(o);
         mla_arrive(&sh->free[1][MLA_OWN]);
         turn->kv[1]++;
     }

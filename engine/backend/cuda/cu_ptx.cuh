@@ -222,6 +222,19 @@ cu_map_prefetch(const CUtensorMap *map)
 
 
 /*
+ * By the thread that copies by it, before: a map in global memory, written
+ * from the host or by another kernel.  Maps that are parameters need none.
+ */
+
+CU_FN void
+cu_map_acquire(const CUtensorMap *map)
+{
+    asm volatile ("fence.proxy.tensormap::generic.acquire.sys [%0], 128;"
+                  :: "l"((uint64_t) map) : "memory");
+}
+
+
+/*
  * By one thread.  A box of the tensor at element c0 of the innermost
  * dimension, c1 of the next, … to `dst`, aligned to 128 bytes (1024 with the
  * swizzle); what is outside the tensor is zero, and counts: the box's whole

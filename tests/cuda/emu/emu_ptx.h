@@ -145,7 +145,7 @@ CU_FN void
 cu_regs_more(void)
 {
     static_assert(N % 8 == 0 && N >= 24 && N <= 256, "registers");
-    (void) emu_warp(EMU_WARP_REGS, 0xffffffff, 0);
+    emu_regs(N);
 }
 
 
@@ -154,12 +154,18 @@ CU_FN void
 cu_regs_less(void)
 {
     static_assert(N % 8 == 0 && N >= 24 && N <= 256, "registers");
-    (void) emu_warp(EMU_WARP_REGS, 0xffffffff, 0);
+    emu_regs(N);
 }
 
 
 CU_FN void
 cu_map_prefetch(const CUtensorMap *)
+{
+}
+
+
+CU_FN void
+cu_map_acquire(const CUtensorMap *)
 {
 }
 

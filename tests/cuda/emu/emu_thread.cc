@@ -455,6 +455,42 @@ emu_warp(emu_warp_op_t op, uint32_t mask, uint64_t value)
 }
 
 
+/*
+ * A block has the registers that it was launched with, which launch bounds of
+ * its size make as many as there are, in eights; a warp that wants more waits
+ * for them.  When all have said what they want, that must not be for ever.
+ */
+
+void
+emu_regs(uint32_t n)
+{
+    uint32_t      i, all, sum, warps;
+    emu_block_t  *block;
+
+    block = emu_self->block;
+    warps = (block->n_threads + 31) / 32;
+    all = EMU_REGS / (warps * 32) / 8 * 8;
+    all = warps * (all < 256 ? all : 256);
+
+    (void) emu_warp(EMU_WARP_REGS, 0xffffffff, 0);
+    block->warps[emu_self->index / 32].regs = n;
+
+    for (i = 0, sum = 0; i < warps; i++) {
+        if (block->warps[i].regs == 0) {
+            return;
+        }
+
+        sum += block->warps[i].regs;
+    }
+
+    if (sum > all) {
+        emu_fatal("setmaxnreg: %u warps want %u registers a lane, all in all, "
+                  "and the block has %u: they would wait for ever", warps,
+                  sum, all);
+    }
+}
+
+
 /* --- shared memory ----------------------------------------------------- */
 
 void *

@@ -23,6 +23,7 @@
 #define EMU_SMEM_STATIC   (16 << 10)
 #define EMU_SMEM_WINDOW   (256 << 10)
 #define EMU_STATICS       32
+#define EMU_REGS          65536      /* of a multiprocessor */
 
 typedef enum {
     EMU_WARP_SYNC, EMU_WARP_SHFL, EMU_WARP_VOTE, EMU_WARP_MATCH,
@@ -57,6 +58,7 @@ typedef struct {
 
 typedef struct {
     emu_lanes_t    op[EMU_WARP_OPS];
+    uint32_t       regs;             /* by setmaxnreg; 0: not yet */
 } emu_warp_t;
 
 typedef struct {
@@ -161,6 +163,9 @@ uint32_t emu_barrier_count(uint32_t n);
  * next operation of the warp.
  */
 const emu_lanes_t *emu_warp(emu_warp_op_t op, uint32_t mask, uint64_t value);
+
+/* setmaxnreg of the warp, `n` a thread. */
+void emu_regs(uint32_t n);
 
 void *emu_dynamic_shared(void);
 void *emu_static_shared(const void *key, size_t size, size_t align);
