@@ -215,6 +215,10 @@ cuda_open_device(be_cuda_t *cuda, char *err)
     }
 
     if (rc == 0) {
+        rc = cudaEventCreateWithFlags(&cuda->copied, cudaEventDisableTiming);
+    }
+
+    if (rc == 0) {
         return cuda_peers(cuda, devices, err);
     }
 
@@ -290,6 +294,10 @@ cuda_close(be_t *be)
 
     if (cuda->stepped != NULL) {
         (void) cudaEventDestroy(cuda->stepped);
+    }
+
+    if (cuda->copied != NULL) {
+        (void) cudaEventDestroy(cuda->copied);
     }
 
     if (cuda->load != NULL) {

@@ -165,6 +165,7 @@ typedef struct {
     cuda_record_t       *recording;
     uint64_t             steps;
     atomic_int           forget;
+    cudaEvent_t          copied;     /* `host` may be written again */
     cudaEvent_t          stepped;    /* the end of the last step */
     float               *freq;       /* of the rope, on the device */
     float               *host_freq;

@@ -33,7 +33,8 @@ static int moe_mlp_gated(be_cuda_t *cuda, const be_mlp_t *mlp,
     const cu_act_t *x, uint32_t rows, cu_act_t *act);
 static int moe_products(be_cuda_t *cuda, const cuda_mlps_t *all,
     uint32_t which, cu_mm_type_t type, const cu_mm_grouped_t *g);
-static int moe_maps(cuda_mlps_t *all, const be_mlp_t *mlp, uint32_t n);
+static int moe_maps(be_cuda_t *cuda, cuda_mlps_t *all, const be_mlp_t *mlp,
+    uint32_t n);
 static int moe_pairs(be_cuda_t *cuda, const be_pairs_t *pairs,
     moe_pairs_t *p);
 
@@ -562,7 +563,7 @@ moe_mlps(be_cuda_t *cuda, const be_mlp_t *mlp, uint32_t n)
     }
 
     if (rc == 0) {
-        rc = moe_maps(all, mlp, n);
+        rc = moe_maps(cuda, all, mlp, n);
     }
 
     if (be_cuda_check(cuda, rc, "a table of experts") != 0) {
@@ -591,8 +592,10 @@ failed:
 }
 
 
+/* By the stream that uses them: cudaMemcpy() may return before it is done. */
+
 static int
-moe_maps(cuda_mlps_t *all, const be_mlp_t *mlp, uint32_t n)
+moe_maps(be_cuda_t *cuda, cuda_mlps_t *all, const be_mlp_t *mlp, uint32_t n)
 {
     int           rc;
     size_t        size;
@@ -628,7 +631,12 @@ moe_maps(cuda_mlps_t *all, const be_mlp_t *mlp, uint32_t n)
     }
 
     if (rc == 0) {
-        rc = cudaMemcpy(all->maps, maps, size, cudaMemcpyHostToDevice);
+        rc = cudaMemcpyAsync(all->maps, maps, size, cudaMemcpyHostToDevice,
+                             cuda->stream);
+    }
+
+    if (rc == 0) {
+        rc = cudaStreamSynchronize(cuda->stream);
     }
 
     free(maps);

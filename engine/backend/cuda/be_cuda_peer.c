@@ -180,7 +180,12 @@ peer_memory(be_peer_t *p, char *err)
     }
 
     if (rc == 0) {
-        rc = cudaMemset(p->rows, 0, p->opt.ranks * sizeof(uint32_t));
+        rc = cudaMemsetAsync(p->rows, 0, p->opt.ranks * sizeof(uint32_t),
+                             p->cuda->stream);
+    }
+
+    if (rc == 0) {
+        rc = cudaStreamSynchronize(p->cuda->stream);
     }
 
     if (rc == 0 && !p->opt.exact) {

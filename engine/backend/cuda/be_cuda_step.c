@@ -137,7 +137,11 @@ be_cuda_begin(be_t *be, be_step_t *step, char *err)
     p.table = p.attend[1] + be_cuda_attend_words(cuda, last);
     p.end = p.table + blocks;
 
-    if (step_room(cuda, p.end * STEP_WORD) != 0) {
+    if (step_room(cuda, p.end * STEP_WORD) != 0
+        || be_cuda_check(cuda, cudaEventSynchronize(cuda->copied),
+                         "rows of a step")
+           != 0)
+    {
         goto failed;
     }
 
@@ -182,7 +186,10 @@ be_cuda_begin(be_t *be, be_step_t *step, char *err)
                                             p.end * STEP_WORD,
                                             cudaMemcpyHostToDevice,
                                             cuda->stream), "rows of a step")
-        != 0)
+        != 0
+        || be_cuda_check(cuda, cudaEventRecord(cuda->copied, cuda->stream),
+                         "rows of a step")
+           != 0)
     {
         goto failed;
     }
