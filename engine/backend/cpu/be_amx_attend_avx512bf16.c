@@ -14,9 +14,11 @@
  *     v [BE_RUN / 32][columns / 16][16 pairs of tokens][16 columns][2]
  *
  * Many queries: v has 32 columns at a time, which stay in the L1 cache while
- * all of them pass.  A tile of queries or less, as in decoding, waits for the
- * pool to come from memory: then all columns are interleaved while a piece of
- * it is in the L1 cache for the scores, and the next piece is asked for.
+ * all of them pass.  A tile of queries or less, as in decoding: 32 tokens by
+ * 64 columns at a time, interleaved beside the product of those before.
+ *
+ * Nothing is asked from memory ahead: where it was measured, prefetching of
+ * this run's tokens and the next one's made both slower.
  *
  * A query's sums go over the tokens in order, what it does not see counts as
  * zero; which other queries are there makes no difference.
@@ -32,20 +34,8 @@
 
 #define RUN_TILES  (BE_RUN / AMX_K)  /* of 32 tokens */
 #define RUN_SUMS   4
-#define RUN_ASK    32                /* cache lines, in a step of scores */
-#define RUN_ASK_NEXT  96             /* and in one of values */
 #define RUN_COLS   64                /* of values, for few queries */
 #define RUN_PIECE  (RUN_COLS / AMX_ROWS * AMX_TILE)
-
-/* Tokens that will be needed: the memory is asked for them meanwhile. */
-
-typedef struct {
-    const uint8_t *const  *kv;
-    uint32_t               t;
-    uint32_t               n;
-    size_t                 at;       /* in the token */
-    size_t                 ld;
-} run_ahead_t;
 
 
 static void run_many(const be_run_t *run, uint32_t most, float *s,
@@ -53,46 +43,15 @@ static void run_many(const be_run_t *run, uint32_t most, float *s,
 static void run_few(const be_run_t *run, uint32_t most, float *s, uint8_t *p,
     uint8_t *v);
 static void run_scores(const be_run_t *run, uint32_t q, uint32_t tiles,
-    uint32_t t, float *s, run_ahead_t *ahead);
+    uint32_t t, float *s);
 static void run_softmax(const be_run_t *run, uint32_t q, uint32_t most,
     const float *s, uint8_t *p);
 static void run_values(const be_run_t *run, uint32_t col, uint32_t q,
     uint32_t most, const uint8_t *p, const uint8_t *v);
 static void run_values_rows(const be_run_t *run, uint32_t col, uint32_t most,
-    const uint8_t *p, uint8_t *v, run_ahead_t *ahead);
+    const uint8_t *p, uint8_t *v);
 static void run_values_few(const be_run_t *run, uint32_t col, uint32_t q,
     uint32_t most, const uint8_t *p, const uint8_t *v, size_t step);
-
-
-static inline void
-run_ahead_none(run_ahead_t *ahead)
-{
-    memset(ahead, 0, sizeof(run_ahead_t));
-}
-
-
-/* Asks for the next lines of what will be needed, at most `lines`. */
-
-static inline void
-run_ask(run_ahead_t *ahead, uint32_t lines)
-{
-    const uint8_t  *token;
-
-    while (lines > 0 && ahead->t < ahead->n) {
-        token = ahead->kv[ahead->t / BE_BLOCK]
-                + ahead->t % BE_BLOCK * ahead->ld;
-
-        for ( /* void */ ; lines > 0 && ahead->at < ahead->ld; lines--) {
-            _mm_prefetch(token + ahead->at, _MM_HINT_T1);
-            ahead->at += 64;
-        }
-
-        if (ahead->at >= ahead->ld) {
-            ahead->at = 0;
-            ahead->t++;
-        }
-    }
-}
 
 
 size_t
@@ -191,16 +150,13 @@ run_interleave(const be_run_t *run, uint32_t t, uint32_t n, uint32_t col,
 static void
 run_many(const be_run_t *run, uint32_t most, float *s, uint8_t *p, uint8_t *v)
 {
-    uint32_t     i, q, j, t, tiles;
-    run_ahead_t  ahead;
-
-    run_ahead_none(&ahead);
+    uint32_t  i, q, j, t, tiles;
 
     for (q = 0; q < run->m; q += 2 * AMX_ROWS) {
         tiles = (run->m - q > AMX_ROWS) ? 2 : 1;
 
         for (t = 0; t < most; t += 2 * AMX_ROWS) {
-            run_scores(run, q, tiles, t, s, &ahead);
+            run_scores(run, q, tiles, t, s);
         }
 
         for (i = 0; i < tiles; i++) {
@@ -228,34 +184,18 @@ run_many(const be_run_t *run, uint32_t most, float *s, uint8_t *p, uint8_t *v)
 static void
 run_few(const be_run_t *run, uint32_t most, float *s, uint8_t *p, uint8_t *v)
 {
-    uint32_t     j, t;
-    run_ahead_t  ahead;
+    uint32_t  j, t;
 
     for (t = 0; t < most; t += 2 * AMX_ROWS) {
-        j = t + AMX_K;
-        run_ahead_none(&ahead);
-
-        if (j < most && !run->asked) {
-            ahead.kv = run->kv;
-            ahead.t = j;
-            ahead.n = (most - j < AMX_K) ? most : j + AMX_K;
-            ahead.ld = run->ldkv;
-        }
-
-        run_scores(run, 0, 1, t, s, &ahead);
+        run_scores(run, 0, 1, t, s);
     }
 
     run_softmax(run, 0, most, s, p);
 
-    run_ahead_none(&ahead);
-    ahead.kv = run->next;
-    ahead.n = run->n_next;
-    ahead.ld = run->ldkv;
-
     be_amx_configure_rows(run->m);
 
     for (j = 0; j < run->dim; j += RUN_COLS) {
-        run_values_rows(run, j, most, p, v, &ahead);
+        run_values_rows(run, j, most, p, v);
     }
 
     be_amx_configure_rows(AMX_ROWS);
@@ -319,7 +259,7 @@ run_ragged(uint8_t *tile, const uint8_t *kv, size_t ld, uint32_t lanes)
 
 static void
 run_scores(const be_run_t *run, uint32_t q, uint32_t tiles, uint32_t t,
-    float *s, run_ahead_t *ahead)
+    float *s)
 {
     size_t          block;
     uint8_t         tile[2][AMX_TILE] __attribute__((aligned(64)));
@@ -348,8 +288,6 @@ run_scores(const be_run_t *run, uint32_t q, uint32_t tiles, uint32_t t,
             amx_tile_load(4, tile[0], 64);
             amx_tile_load(5, tile[1], 64);
         }
-
-        run_ask(ahead, RUN_ASK);
 
         amx_tile_load(6, b + l * 32, 64);
         amx_dot(0, 4, 6);
@@ -504,7 +442,7 @@ run_values(const be_run_t *run, uint32_t col, uint32_t q, uint32_t most,
 
 static void
 run_values_rows(const be_run_t *run, uint32_t col, uint32_t most,
-    const uint8_t *p, uint8_t *v, run_ahead_t *ahead)
+    const uint8_t *p, uint8_t *v)
 {
     float          *o;
     size_t          ld;
@@ -527,8 +465,6 @@ run_values_rows(const be_run_t *run, uint32_t col, uint32_t most,
             run_piece(run, t + AMX_K, col, cols, most,
                       v + (t / AMX_K + 1) % 2 * RUN_PIECE);
         }
-
-        run_ask(ahead, RUN_ASK_NEXT);
 
         amx_tile_load(4, p + t / AMX_K * AMX_TILE, 64);
         amx_tile_load(6, b, 64);

@@ -115,11 +115,8 @@ static void attend_one_run(void *ctx, uint32_t i, uint32_t worker);
 static void attend_merge_runs(void *ctx, uint32_t i, uint32_t worker);
 static void attend_load(const attend_job_t *job, const attend_item_t *item,
     const attend_work_t *w);
-static uint32_t attend_blocks(const attend_job_t *job,
-    const attend_item_t *item, uint32_t from, const uint8_t **kv);
 static void attend_run(const attend_job_t *job, const attend_item_t *item,
-    const attend_work_t *w, uint32_t from, uint32_t next, int asked,
-    const attend_part_t *part);
+    const attend_work_t *w, uint32_t from, const attend_part_t *part);
 static void attend_block(const attend_job_t *job, const attend_item_t *item,
     const attend_work_t *w, uint32_t from, const attend_part_t *part);
 static void attend_merge(const attend_job_t *job, uint32_t queries,
@@ -418,11 +415,10 @@ attend_whole(void *ctx, uint32_t i, uint32_t worker)
     attend_load(job, &item, &w);
 
     run = item.first / BE_RUN;
-    attend_run(job, &item, &w, run * BE_RUN, (run + 1) * BE_RUN, 0, &w.all);
+    attend_run(job, &item, &w, run * BE_RUN, &w.all);
 
     for (run++; run <= item.last / BE_RUN; run++) {
-        attend_run(job, &item, &w, run * BE_RUN, (run + 1) * BE_RUN, 1,
-                   &w.one);
+        attend_run(job, &item, &w, run * BE_RUN, &w.one);
         attend_merge(job, item.rows * item.heads, &w.all, &w.one);
     }
 
@@ -469,10 +465,7 @@ attend_one_run(void *ctx, uint32_t i, uint32_t worker)
 
     attend_load(job, &item, &w);
 
-    /* The others will have taken those between. */
-
-    attend_run(job, &item, &w, run * BE_RUN,
-               (run + job->cpu->threads) * BE_RUN, 0, &part);
+    attend_run(job, &item, &w, run * BE_RUN, &part);
 }
 
 
@@ -534,39 +527,15 @@ attend_load(const attend_job_t *job, const attend_item_t *item,
 }
 
 
-/* The blocks of the run from position `from` on; how many tokens are seen. */
-
-static uint32_t
-attend_blocks(const attend_job_t *job, const attend_item_t *item,
-    uint32_t from, const uint8_t **kv)
-{
-    uint32_t  i, end;
-
-    end = attend_visible(item->last, from, BE_RUN);
-
-    for (i = 0; i * BE_BLOCK < end; i++) {
-        kv[i] = job->layer + (size_t) (uint32_t)
-                             item->blocks[from / BE_BLOCK + i]
-                             * job->kv->block_size;
-    }
-
-    return end;
-}
-
-
-/*
- * The tokens from position `from` on, for all queries; the run that begins at
- * `next` is probably this thread's next, and this one was `asked` for before.
- */
+/* The run of tokens from position `from` on, for all queries. */
 
 static void
 attend_run(const attend_job_t *job, const attend_item_t *item,
-    const attend_work_t *w, uint32_t from, uint32_t next, int asked,
-    const attend_part_t *part)
+    const attend_work_t *w, uint32_t from, const attend_part_t *part)
 {
     uint32_t        i, j, n, end;
     be_run_t        run;
-    const uint8_t  *kv[BE_RUN / BE_BLOCK], *kv_next[BE_RUN / BE_BLOCK];
+    const uint8_t  *kv[BE_RUN / BE_BLOCK];
 
     n = item->rows * item->heads;
 
@@ -600,7 +569,13 @@ attend_run(const attend_job_t *job, const attend_item_t *item,
         w->n[i] = 0;
     }
 
-    (void) attend_blocks(job, item, from, kv);
+    end = attend_visible(item->last, from, BE_RUN);
+
+    for (i = 0; i * BE_BLOCK < end; i++) {
+        kv[i] = job->layer + (size_t) (uint32_t)
+                             item->blocks[from / BE_BLOCK + i]
+                             * job->kv->block_size;
+    }
 
     run.q = w->q;
     run.m = n;
@@ -616,9 +591,6 @@ attend_run(const attend_job_t *job, const attend_item_t *item,
     run.max = part->max;
     run.sum = part->sum;
     run.work = w->work;
-    run.next = kv_next;
-    run.n_next = attend_blocks(job, item, next, kv_next);
-    run.asked = asked;
 
     job->cpu->mode->run(&run);
 }

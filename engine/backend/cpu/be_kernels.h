@@ -56,15 +56,6 @@ typedef struct {
     float                 *max;
     float                 *sum;
     void                  *work;     /* run_size() */
-
-    /*
-     * The blocks of `n_next` tokens that this thread will probably attend
-     * over next, to be asked from memory meanwhile; and whether those of this
-     * run have been.
-     */
-    const uint8_t *const  *next;
-    uint32_t               n_next;
-    int                    asked;
 } be_run_t;
 
 
