@@ -15,9 +15,9 @@
  * Limits that are not named are none; a burst is the N of its rate unless it is
  * named.
  *
- * WRITER  the operator, with an editor and `llm-ledger key`.  READER  nginx, when
- * it reads its configuration: nothing changes before a reload, and a file with
- * an error refuses the reload.
+ * WRITER  the operator, with an editor and `llm-ledger key`.  READER  nginx,
+ * when it reads its configuration: nothing changes before a reload, and a file
+ * with an error refuses the reload.
  */
 
 #include "ngx_http_llm_accounts.h"

@@ -159,9 +159,9 @@ void ngx_http_llm_prefix_held(ngx_http_llm_prefix_t *zone,
  * The choice (ngx_http_llm_pick.c).
  *
  * A rank's load is the number of requests that run or wait there, with those
- * sent there that the board does not show yet.  A rank is overloaded if its load
- * exceeds the least by more than `max_skew` and is more than a quarter above
- * the mean.  Of the others the one that holds most of the prompt is picked,
+ * sent there that the board does not show yet.  A rank is overloaded if its
+ * load exceeds the least by more than `max_skew` and is more than a quarter
+ * above the mean.  Of the others the one that holds most of the prompt is picked,
  * and of several with the same the least loaded; less than `min_match` percent
  * of the tags count as none.
  *

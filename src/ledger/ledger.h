@@ -17,9 +17,9 @@
  *     ledger_price.c      prices, hours of a day, what a request costs
  *     ledger_journal.c    the journal of balances
  *
- * A report's money is whole picodollars (10^-12 US dollars), which is what a token costs
- * at a price of one microdollar per million tokens: nothing is ever rounded
- * before it is printed.
+ * A report's money is whole picodollars (10^-12 US dollars), which is what a
+ * token costs at a price of one microdollar per million tokens: nothing is
+ * ever rounded before it is printed.
  */
 
 #ifndef LEDGER_LEDGER_H

@@ -20,8 +20,8 @@
  * READERS   go from record to record and stop before a line without an end: it
  * may be half written.  A balance is the sum of an account's records; an
  * account without any has no balance, which is not a balance of zero.  A
- * charge whose ID is that of one shortly before, hundreds of charges at the least,
- * does not count.
+ * charge whose ID is that of one shortly before, hundreds of charges at the
+ * least, does not count.
  *
  * RECOVERY  A record counts if it is whole: checksum right and newline there.
  * What is left of one that was cut off has the next record glued to it, so in
