@@ -258,7 +258,8 @@ generate_encode(generate_t *g, char *err)
 
     if (raw) {
         g->flags = TOK_STREAM_RAW;
-        rc = tok_encode(g->st.tok, g->prompt, g->prompt_len, NULL, 0, &ids, err);
+        rc = tok_encode(g->st.tok, g->prompt, g->prompt_len, NULL, 0, &ids,
+                        err);
 
     } else {
         rc = generate_chat(g, &ids, err);

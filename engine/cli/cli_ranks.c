@@ -200,8 +200,9 @@ cli_ranks_loaded(cli_ranks_t *r)
 
         if (bytes > 0 && seconds > 0) {
             serve_log(SERVE_INFO, "rank %u: %.2f GB of weights on the device "
-                      "in %.1f s, %.2f GB/s", r->rank[i].index, (double) bytes / 1e9,
-                      seconds, (double) bytes / 1e9 / seconds);
+                      "in %.1f s, %.2f GB/s", r->rank[i].index,
+                      (double) bytes / 1e9, seconds,
+                      (double) bytes / 1e9 / seconds);
         }
     }
 }

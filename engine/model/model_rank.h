@@ -83,7 +83,7 @@ struct model_rank_s {
     float                 *weight;
     uint32_t              *counter;  /* of all layers, on a device */
 
-    /* Draws of the next step, or NULL; and `known` where the backend sees it. */
+    /* Draws of the next step, or NULL; `known` where the backend sees it. */
     const be_draw_t       *draw;
     int32_t               *drawn;
     const uint8_t         *known;

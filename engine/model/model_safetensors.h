@@ -2,9 +2,9 @@
  * The tensors of a model directory: model.packed (model_packed.h), else
  * model.safetensors, or the shards that model.safetensors.index.json names.
  *
- * A safetensors file is 8 bytes of length n, little endian; n bytes of JSON, {name:
- * {"dtype", "shape", "data_offsets": [begin, end]}}; then the data, which the
- * tensors cover without holes or overlaps
+ * A safetensors file is 8 bytes of length n, little endian; n bytes of JSON,
+ * {name: {"dtype", "shape", "data_offsets": [begin, end]}}; then the data,
+ * which the tensors cover without holes or overlaps
  * (github.com/huggingface/safetensors, README and safetensors/src/tensor.rs).
  *
  * Files are mapped read-only and privately.  Their sizes are taken and every

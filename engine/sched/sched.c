@@ -156,8 +156,8 @@ sched_rank_open(sched_t *s, uint32_t index)
     rk->paused = calloc(s->opt.kv_blocks, sizeof(uint32_t));
 
     if (sched_cache_open(s, rk) != 0
-        || rk->paused == NULL || rk->entry == NULL || rk->row_id == NULL || rk->row_pos == NULL
-        || rk->row_seq == NULL || rk->seq_blocks == NULL
+        || rk->paused == NULL || rk->entry == NULL || rk->row_id == NULL
+        || rk->row_pos == NULL || rk->row_seq == NULL || rk->seq_blocks == NULL
         || rk->logit_row == NULL || rk->logits == NULL || rk->draw == NULL
         || rk->drawn == NULL || rk->token == NULL || rk->top == NULL
         || rk->sample == NULL)

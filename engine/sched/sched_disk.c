@@ -9,8 +9,9 @@
  * blocks are published as if they had been computed, and found in the cache by
  * those who waited; what could not be read is computed.
  *
- * TAGS (kv_tags.h) are a rank's, and gone for it when a block leaves its memory:
- * on disk it is as near to all other ranks.  ACCEPTED counts them there.
+ * TAGS (kv_tags.h) are a rank's, and gone for it when a block leaves its
+ * memory: on disk it is as near to all other ranks.  ACCEPTED counts them
+ * there.
  *
  * A fetch holds the blocks it reads into and those in front of them, whatever
  * becomes of the sequences.  One that nobody waits for any more is given up.

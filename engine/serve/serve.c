@@ -488,7 +488,7 @@ serve_close(serve_t *s)
 }
 
 
-/* The workers know already that the engine goes; who said "at once" is heard. */
+/* The workers know that the engine goes; who said "at once" is heard. */
 
 static void
 serve_keep(serve_t *s)

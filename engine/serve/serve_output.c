@@ -186,8 +186,8 @@ serve_on_finish(void *data, const sched_finish_t *f)
 
     fin.total_us = f->ended_us - f->submitted_us;
 
-    serve_log(SERVE_INFO, "lane %u: request %llu: %s, %u (%u cached) + %u tokens, "
-              "%u of %u guesses right, rank %u, queue %llu us, first %llu us, "
+    serve_log(SERVE_INFO, "lane %u: request %llu: %s, %u (%u cached) + %u "
+              "tokens, %u of %u guesses right, rank %u, queue %llu us, first %llu us, "
               "total %llu us",
               r->lane->number, (unsigned long long) r->id,
               f->reason == SCHED_STOP ? "stop"
