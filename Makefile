@@ -75,7 +75,7 @@ $(LIB): $(ENGINE_OBJ)
 	$(Q)ar rcs $@ $^
 
 $(BUILD)/llm-engine: $(BUILD)/engine/main.o $(CUDA_OBJ) $(LIB)
-	@echo "LD $@$(CUDA_NONE)"
+	@echo "LD $@$(CUDA_NONE)$(CUDA_LESS)"
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(CUDA_LIBS) $(LDLIBS)
 
 # Ledger: a program of its own, with the reader of JSON from the library.

@@ -238,11 +238,16 @@ typedef struct {
  * scale for 128 elements), which rounds them no more than computing at home
  * does; contributions as float32 if `exact`, else as BF16, those of a rank to
  * itself, too.
+ *
+ * Ranks of other processes (`local` not 0) have no be_peer_t here.  What goes
+ * to them and comes from them has the size that `most` rows take, whatever
+ * their number, so that nobody needs to be told.
  */
 
 typedef struct be_peer_s  be_peer_t;
 
 #define BE_PEERS_MAX  32
+#define BE_PEER_ID    128            /* bytes */
 
 typedef struct {
     uint32_t          ranks;
@@ -254,6 +259,15 @@ typedef struct {
     uint32_t          hidden;
     int               exact;
     const be_mlp_t   *expert;        /* one of them, for the type */
+
+    /* Between processes, else 0; what is pointed to outlives the peer. */
+    uint32_t          first;         /* rank of this process, */
+    uint32_t          local;         /* and how many it has */
+    uint32_t          timeout_ms;    /* 0: none */
+    const uint8_t    *id;            /* [BE_PEER_ID] the same everywhere */
+    int             (*status)(void *ctx, char *err);    /* -1: has failed */
+    void            (*fail)(void *ctx, const char *why);
+    void             *ctx;
 } be_peer_options_t;
 
 /*
@@ -271,6 +285,7 @@ typedef struct {
     uint32_t             slots;      /* of this rank */
     const be_batch_t    *batch;
     uint32_t             rows;
+    uint32_t             most;       /* of any rank now, the same for all */
     const float         *x;          /* [rows][hidden] */
     const int32_t       *id;         /* [rows][top_k] */
     float               *contrib;    /* [rows][top_k][hidden] */
@@ -452,7 +467,8 @@ struct be_s {
      * The others only queue: first peer_send(); when all ranks have called it,
      * peer_pairs(), whose pairs experts() takes; then peer_return(), and when
      * all have called that, peer_collect(), after which contributions are at
-     * home.  all[ranks] and sends[ranks] are those of all ranks.
+     * home.  all[ranks] and sends[ranks] are those of all ranks; of another
+     * process all[] is NULL, and sends[] has the rows it may send.
      */
     be_peer_t *(*peer_open)(be_t *be, const be_peer_options_t *opt,
         char *err);
@@ -520,6 +536,12 @@ be_t *be_cpu_open(const be_options_t *opt, char *err);
  * capability 9.0.  Where it is not built in there is no such function.
  */
 be_t *be_cuda_open(const be_options_t *opt, char *err);
+
+/*
+ * An id for be_peer_options_t, made by one process for all.  0, or -1 with the
+ * reason in `err`: there is no NCCL.
+ */
+int be_cuda_peer_id(uint8_t *id, char *err);
 
 /* be_memory() of that backend. */
 int be_cuda_memory(uint32_t ranks, uint64_t *bytes, uint32_t *shared,

@@ -124,7 +124,7 @@ cli_engine_table(cli_engine_t *opt, const char **config, cli_common_t *common)
             100 } },
         { CLI_G_NODES,
           { "nodes", "N", CLI_STRING, &opt->nodes,
-            "nodes with as many ranks each, or auto: Slurm, Open MPI" } },
+            "nodes with as many ranks each, on CPUs; auto: Slurm, MPI" } },
         { CLI_G_NODES,
           { "node-rank", "N", CLI_UINT, &opt->node_rank,
             "which of them this is, from 0", 0, 63 } },

@@ -89,7 +89,8 @@ cli_nodes_find(cli_engine_t *cli, char *err)
 
     if (strcmp(cli->backend, "cpu") != 0) {
         snprintf(err, ERR_LEN, "--nodes: several nodes compute with --backend "
-                 "cpu only");
+                 "cpu only: NCCL was run against a stand-in, not yet on two "
+                 "GPUs");
         return -1;
     }
 

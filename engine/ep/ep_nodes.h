@@ -5,7 +5,7 @@
  * STEP connections carry what a step is made of.  All nodes go through the
  * same sequence of swaps, in each of which every node sends every other one
  * frame and gets one: the beginning of a step, dispatch and combine of each
- * layer, barriers.  A frame is 24 bytes
+ * layer, barriers, the opening of an exchange over NCCL.  A frame is 24 bytes
  *
  *     0   4  "LLMF"
  *     4   4  what (EP_FRAME_…)
@@ -45,6 +45,7 @@ enum {
     EP_FRAME_DISPATCH,
     EP_FRAME_COMBINE,
     EP_FRAME_BARRIER,
+    EP_FRAME_OPEN,
     EP_FRAME_READY = 16,
     EP_FRAME_BYE,
     EP_FRAME_ABORT,

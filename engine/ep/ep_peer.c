@@ -1,29 +1,37 @@
 /*
- * The exchange between ranks of one process on devices.
+ * The exchange between ranks of one process on devices, and with those of
+ * other nodes (ep_nccl.h).
  *
  * The backends do it (peer_send() and so on, backend.h); here ranks' threads
  * meet, so that each has queued what others wait for before these queue that
  * they wait.  No thread waits for a device.
  *
  * A rank whose device has failed goes on as if nothing were; the failure is
- * told at the end of its step, and the step fails.
+ * told at the end of its step, and the step fails.  With other nodes, which
+ * would wait for it, it is told at once.
  */
 
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "ep/ep_hub.h"
-#include "ep/exchange.h"
+#include "ep/ep_nccl.h"
 
 
 typedef struct {
     ep_hub_t           *meet;
     be_peer_options_t   opt;
     _Atomic uint32_t    open;
-    be_peer_t         **peer;        /* [ranks] */
+    be_peer_t         **peer;        /* [ranks]; NULL: of another node */
     be_peer_send_t     *send;        /* [ranks] what each shows */
+
+    uint32_t            first;       /* of this process's ranks, */
+    uint32_t            local;       /* and their number */
+    ep_nodes_t         *nodes;       /* NULL: there are no others */
+    uint8_t             id[BE_PEER_ID];
 } ep_peer_all_t;
 
 typedef struct {
@@ -34,6 +42,28 @@ typedef struct {
 } ep_peer_t;
 
 
+typedef struct {
+    uint32_t  max_rows;
+    uint32_t  top_k;
+    uint32_t  experts;
+    uint32_t  hidden;
+    uint32_t  exact;
+    uint32_t  zero;
+    uint8_t   id[BE_PEER_ID];
+} peer_frame_t;
+
+_Static_assert(sizeof(peer_frame_t) == 24 + BE_PEER_ID, "a frame");
+
+
+static int peer_all_open(ep_exchange_t **ex, const be_peer_options_t *opt,
+    uint32_t first, uint32_t local, uint32_t timeout_ms, char *err);
+static int peer_agree(ep_peer_all_t *all, ep_nodes_t *nodes,
+    int (*make)(uint8_t *id, char *err), char *err);
+static int peer_swap(ep_nodes_t *nodes, uint32_t frame, const char *what,
+    peer_frame_t *mine, peer_frame_t *from, char *err);
+static int peer_status(void *ctx, char *err);
+static void peer_fail(void *ctx, const char *why);
+static void peer_failed(void *ctx, const char *why);
 static void peer_all_free(ep_peer_all_t *all);
 static int peer_attach(ep_exchange_t *ex, be_t *be, const be_mlp_t *expert,
     char *err);
@@ -42,7 +72,9 @@ static int peer_dispatch(ep_exchange_t *ex, const ep_send_t *send,
     be_pairs_t *pairs, char *err);
 static int peer_check(const ep_peer_t *p, const ep_send_t *send, char *err);
 static int peer_combine(ep_exchange_t *ex, char *err);
+static int peer_let_go(ep_peer_t *p);
 static int peer_barrier(ep_exchange_t *ex, char *err);
+static int peer_barrier_last(void *ctx, char *err);
 static void peer_abort(ep_exchange_t *ex);
 static void peer_close(ep_exchange_t *ex);
 
@@ -52,19 +84,225 @@ ep_peer_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
     uint32_t top_k, uint32_t experts, uint32_t hidden, int exact,
     uint32_t timeout_ms, char *err)
 {
+    be_peer_options_t  opt;
+
+    memset(&opt, 0, sizeof(opt));
+    opt.ranks = ranks;
+    opt.max_rows = max_rows;
+    opt.top_k = top_k;
+    opt.experts = experts;
+    opt.hidden = hidden;
+    opt.exact = exact;
+
+    return peer_all_open(ex, &opt, 0, ranks, timeout_ms, err);
+}
+
+
+int
+ep_nccl_open(ep_exchange_t **ex, ep_nodes_t *nodes, uint32_t ranks,
+    uint32_t max_rows, uint32_t top_k, uint32_t experts, uint32_t hidden,
+    int exact, uint32_t timeout_ms, int (*make)(uint8_t *id, char *err),
+    char *err)
+{
+    uint32_t            r;
+    ep_peer_all_t      *all;
+    be_peer_options_t   opt;
+
+    if (ranks > BE_PEERS_MAX) {
+        snprintf(err, ERR_LEN, "%u ranks of a node on devices: 1 to %u are "
+                 "possible on all nodes", ranks, BE_PEERS_MAX);
+        return -1;
+    }
+
+    memset(&opt, 0, sizeof(opt));
+    opt.ranks = ranks * ep_nodes_count(nodes);
+    opt.max_rows = max_rows;
+    opt.top_k = top_k;
+    opt.experts = experts;
+    opt.hidden = hidden;
+    opt.exact = exact;
+    opt.first = ranks * ep_nodes_self(nodes);
+    opt.local = ranks;
+    opt.timeout_ms = timeout_ms;
+    opt.status = peer_status;
+    opt.fail = peer_fail;
+
+    if (peer_all_open(ex, &opt, opt.first, ranks, timeout_ms, err) != 0) {
+        return -1;
+    }
+
+    all = ((ep_peer_t *) ex[0])->all;
+    all->opt.id = all->id;
+    all->opt.ctx = all;
+
+    if (peer_agree(all, nodes, make, err) != 0) {
+        for (r = 0; r < ranks; r++) {
+            ex[r]->close(ex[r]);
+            ex[r] = NULL;
+        }
+
+        return -1;
+    }
+
+    all->nodes = nodes;
+    ep_hub_tell(all->meet, peer_failed, all);
+    ep_nodes_on_fail(nodes, peer_fail, all);
+
+    if (ep_nodes_status(nodes, err) != 0) {
+        ep_hub_fail(all->meet, err);
+    }
+
+    return 0;
+}
+
+
+static int
+peer_agree(ep_peer_all_t *all, ep_nodes_t *nodes,
+    int (*make)(uint8_t *id, char *err), char *err)
+{
+    uint32_t       i, self;
+    peer_frame_t   mine, from[EP_NODES_MAX];
+
+    memset(&mine, 0, sizeof(mine));
+    mine.max_rows = all->opt.max_rows;
+    mine.top_k = all->opt.top_k;
+    mine.experts = all->opt.experts;
+    mine.hidden = all->opt.hidden;
+    mine.exact = all->opt.exact != 0;
+    self = ep_nodes_self(nodes);
+
+    if (self == 0 && make(mine.id, err) != 0) {
+        ep_nodes_fail(nodes, err);
+        return -1;
+    }
+
+    memset(from, 0, sizeof(from));
+    from[self] = mine;
+
+    if (peer_swap(nodes, EP_FRAME_OPEN, "opening", &mine, from, err) != 0) {
+        return -1;
+    }
+
+    for (i = 0; i < ep_nodes_count(nodes); i++) {
+        if (memcmp(&from[i], &mine, offsetof(peer_frame_t, id)) != 0) {
+            snprintf(err, ERR_LEN, "node %u has an exchange of %u rows, %u of "
+                     "%u experts, %u wide%s; node %u of %u, %u of %u, %u%s",
+                     i, from[i].max_rows, from[i].top_k, from[i].experts,
+                     from[i].hidden, from[i].exact ? ", exact" : "", self,
+                     mine.max_rows, mine.top_k, mine.experts, mine.hidden,
+                     mine.exact ? ", exact" : "");
+            ep_nodes_fail(nodes, err);
+            return -1;
+        }
+    }
+
+    memcpy(all->id, from[0].id, BE_PEER_ID);
+
+    return 0;
+}
+
+
+/* `mine` to all others, theirs to from[nodes]; NULL: frames without a body. */
+
+static int
+peer_swap(ep_nodes_t *nodes, uint32_t frame, const char *what,
+    peer_frame_t *mine, peer_frame_t *from, char *err)
+{
+    size_t        len;
+    uint32_t      i;
+    ep_in_t       in[EP_NODES_MAX];
+    ep_out_t      out[EP_NODES_MAX];
+    struct iovec  iov[EP_NODES_MAX][2];
+
+    len = (mine != NULL) ? sizeof(peer_frame_t) : 0;
+
+    for (i = 0; i < ep_nodes_count(nodes); i++) {
+        iov[i][1].iov_base = mine;
+        iov[i][1].iov_len = len;
+        out[i].iov = iov[i];
+        out[i].n = (mine != NULL) ? 2 : 1;
+        in[i].buf = (from != NULL) ? &from[i] : NULL;
+        in[i].max = len;
+        in[i].len = len;
+    }
+
+    if (ep_nodes_swap(nodes, frame, what, out, in, err) != 0) {
+        return -1;
+    }
+
+    for (i = 0; i < ep_nodes_count(nodes); i++) {
+        if (in[i].len != len) {
+            snprintf(err, ERR_LEN, "node %u: an %s of %zu bytes", i, what,
+                     in[i].len);
+            ep_nodes_fail(nodes, err);
+            return -1;
+        }
+    }
+
+    return 0;
+}
+
+
+void
+ep_nccl_most(ep_exchange_t *ex, uint32_t rows)
+{
+    uint32_t        r;
+    ep_peer_all_t  *all;
+
+    all = ((ep_peer_t *) ex)->all;
+    rows = (rows < all->opt.max_rows) ? rows : all->opt.max_rows;
+
+    for (r = 0; r < all->opt.ranks; r++) {
+        all->send[r].most = rows;
+
+        if (r < all->first || r >= all->first + all->local) {
+            all->send[r].rows = rows;
+        }
+    }
+}
+
+
+/* For the backend, which may have to stop waiting, or to say that it has. */
+
+static int
+peer_status(void *ctx, char *err)
+{
+    return ep_hub_status(((ep_peer_all_t *) ctx)->meet, err);
+}
+
+
+static void
+peer_fail(void *ctx, const char *why)
+{
+    ep_hub_fail(((ep_peer_all_t *) ctx)->meet, why);
+}
+
+
+static void
+peer_failed(void *ctx, const char *why)
+{
+    ep_nodes_fail(((ep_peer_all_t *) ctx)->nodes, why);
+}
+
+
+static int
+peer_all_open(ep_exchange_t **ex, const be_peer_options_t *opt,
+    uint32_t first, uint32_t local, uint32_t timeout_ms, char *err)
+{
     uint32_t        r;
     ep_peer_t      *p;
     ep_peer_all_t  *all;
 
-    if (ranks == 0 || ranks > BE_PEERS_MAX) {
+    if (local == 0 || opt->ranks > BE_PEERS_MAX) {
         snprintf(err, ERR_LEN, "%u ranks on devices: 1 to %u are possible",
-                 ranks, BE_PEERS_MAX);
+                 opt->ranks, BE_PEERS_MAX);
         return -1;
     }
 
-    if ((uint64_t) ranks * max_rows * top_k > INT32_MAX) {
+    if ((uint64_t) opt->ranks * opt->max_rows * opt->top_k > INT32_MAX) {
         snprintf(err, ERR_LEN, "an exchange of %u ranks, %u rows and %u "
-                 "experts a row is too large", ranks, max_rows, top_k);
+                 "experts a row is too large", opt->ranks, opt->max_rows,
+                 opt->top_k);
         return -1;
     }
 
@@ -73,22 +311,19 @@ ep_peer_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
         goto nomem;
     }
 
-    all->opt.ranks = ranks;
-    all->opt.max_rows = max_rows;
-    all->opt.top_k = top_k;
-    all->opt.experts = experts;
-    all->opt.hidden = hidden;
-    all->opt.exact = exact;
-    all->meet = ep_hub_open(ranks, 0, timeout_ms);
-    all->peer = calloc(ranks, sizeof(be_peer_t *));
-    all->send = calloc(ranks, sizeof(be_peer_send_t));
+    all->opt = *opt;
+    all->first = first;
+    all->local = local;
+    all->meet = ep_hub_open(local, first, timeout_ms);
+    all->peer = calloc(opt->ranks, sizeof(be_peer_t *));
+    all->send = calloc(opt->ranks, sizeof(be_peer_send_t));
 
     if (all->meet == NULL || all->peer == NULL || all->send == NULL) {
         peer_all_free(all);
         goto nomem;
     }
 
-    for (r = 0; r < ranks; r++) {
+    for (r = 0; r < local; r++) {
         p = calloc(1, sizeof(ep_peer_t));
 
         if (p == NULL) {
@@ -102,9 +337,9 @@ ep_peer_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
         }
 
         p->all = all;
-        p->ex.name = "peer";
-        p->ex.rank = r;
-        p->ex.ranks = ranks;
+        p->ex.name = (local == opt->ranks) ? "peer" : "nccl";
+        p->ex.rank = first + r;
+        p->ex.ranks = opt->ranks;
         p->ex.queued = 1;
         p->ex.attach = peer_attach;
         p->ex.detach = peer_detach;
@@ -117,13 +352,15 @@ ep_peer_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
         ex[r] = &p->ex;
     }
 
-    atomic_store(&all->open, ranks);
+    atomic_store(&all->open, local);
+    ep_nccl_most(ex[0], opt->max_rows);
 
     return 0;
 
 nomem:
 
-    snprintf(err, ERR_LEN, "no memory for an exchange of %u ranks", ranks);
+    snprintf(err, ERR_LEN, "no memory for an exchange of %u ranks",
+             opt->ranks);
     return -1;
 }
 
@@ -159,6 +396,10 @@ peer_attach(ep_exchange_t *ex, be_t *be, const be_mlp_t *expert, char *err)
     p->all->peer[ex->rank] = be->peer_open(be, &opt, err);
 
     if (p->all->peer[ex->rank] == NULL) {
+        if (p->all->nodes != NULL) {
+            ep_hub_fail(p->all->meet, err);
+        }
+
         return -1;
     }
 
@@ -197,7 +438,7 @@ peer_dispatch(ep_exchange_t *ex, const ep_send_t *send, be_pairs_t *pairs,
     at = send->placement;
 
     if (ep_hub_status(all->meet, err) != 0) {
-        return -1;
+        return peer_let_go(p);
     }
 
     if (peer_check(p, send, err) != 0) {
@@ -221,8 +462,11 @@ peer_dispatch(ep_exchange_t *ex, const ep_send_t *send, be_pairs_t *pairs,
 
     p->be->peer_send(p->be, all->peer, s);
 
-    if (ep_hub_meet(all->meet, ex->rank, "dispatch", NULL, NULL, err) != 0) {
-        return -1;
+    if (ep_hub_meet(all->meet, ex->rank - all->first, "dispatch", NULL, NULL,
+                    err)
+        != 0)
+    {
+        return peer_let_go(p);
     }
 
     p->be->peer_pairs(p->be, all->peer, all->send, pairs);
@@ -235,7 +479,7 @@ peer_dispatch(ep_exchange_t *ex, const ep_send_t *send, be_pairs_t *pairs,
 static int
 peer_check(const ep_peer_t *p, const ep_send_t *send, char *err)
 {
-    uint32_t                  r;
+    uint32_t                  r, last;
     const ep_placement_t     *at;
     const be_peer_options_t  *opt;
 
@@ -248,18 +492,20 @@ peer_check(const ep_peer_t *p, const ep_send_t *send, char *err)
         return -1;
     }
 
-    for (r = 0; r < opt->ranks && p->all->peer[r] != NULL; r++) {
+    last = p->all->first + p->all->local;
+
+    for (r = p->all->first; r < last && p->all->peer[r] != NULL; r++) {
         /* void */
     }
 
-    if (r != opt->ranks || send->be != p->be) {
+    if (r != last || send->be != p->be) {
         snprintf(err, ERR_LEN, "rank %u: rank %u is not attached", p->ex.rank,
-                 r != opt->ranks ? r : p->ex.rank);
+                 r != last ? r : p->ex.rank);
         return -1;
     }
 
     if (at->ranks != opt->ranks || at->experts > opt->experts
-        || send->rows > opt->max_rows || send->top_k != opt->top_k
+        || send->rows > p->all->send[p->ex.rank].most || send->top_k != opt->top_k
         || send->hidden != opt->hidden)
     {
         snprintf(err, ERR_LEN, "rank %u: dispatch of %u rows to %u experts "
@@ -290,8 +536,11 @@ peer_combine(ep_exchange_t *ex, char *err)
     p->dispatched = 0;
     p->be->peer_return(p->be, all->peer);
 
-    if (ep_hub_meet(all->meet, ex->rank, "combine", NULL, NULL, err) != 0) {
-        return -1;
+    if (ep_hub_meet(all->meet, ex->rank - all->first, "combine", NULL, NULL,
+                    err)
+        != 0)
+    {
+        return peer_let_go(p);
     }
 
     p->be->peer_collect(p->be, all->peer, &all->send[ex->rank]);
@@ -300,11 +549,50 @@ peer_combine(ep_exchange_t *ex, char *err)
 }
 
 
+/*
+ * With other nodes, what a rank has queued may never end by itself, and other
+ * ranks' streams wait for it: its backend looks, sees that all has failed, and
+ * gives it up.
+ */
+
+static int
+peer_let_go(ep_peer_t *p)
+{
+    char  why[ERR_LEN];
+
+    if (p->all->nodes != NULL && p->be != NULL) {
+        (void) p->be->sync(p->be, why);
+    }
+
+    return -1;
+}
+
+
 static int
 peer_barrier(ep_exchange_t *ex, char *err)
 {
-    return ep_hub_meet(((ep_peer_t *) ex)->all->meet, ex->rank, "barrier",
-                       NULL, NULL, err);
+    ep_peer_t      *p;
+    ep_peer_all_t  *all;
+
+    p = (ep_peer_t *) ex;
+    all = p->all;
+
+    if (ep_hub_meet(all->meet, ex->rank - all->first, "barrier",
+                    all->nodes != NULL ? peer_barrier_last : NULL, all, err)
+        != 0)
+    {
+        return peer_let_go(p);
+    }
+
+    return 0;
+}
+
+
+static int
+peer_barrier_last(void *ctx, char *err)
+{
+    return peer_swap(((ep_peer_all_t *) ctx)->nodes, EP_FRAME_BARRIER,
+                     "barrier", NULL, NULL, err);
 }
 
 
@@ -330,6 +618,10 @@ peer_close(ep_exchange_t *ex)
     free(p);
 
     if (atomic_fetch_sub_explicit(&all->open, 1, memory_order_acq_rel) == 1) {
+        if (all->nodes != NULL) {
+            ep_nodes_on_fail(all->nodes, NULL, NULL);
+        }
+
         peer_all_free(all);
     }
 }

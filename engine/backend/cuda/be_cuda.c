@@ -351,6 +351,18 @@ be_cuda_enter(be_cuda_t *cuda)
 }
 
 
+int
+be_cuda_wait(be_cuda_t *cuda)
+{
+    if (cuda->peer != NULL && be_cuda_peer_far(cuda->peer)) {
+        return be_cuda_peer_wait(cuda->peer);
+    }
+
+    return be_cuda_check(cuda, cudaStreamSynchronize(cuda->stream),
+                         "a kernel");
+}
+
+
 void *
 be_cuda_scratch(be_cuda_t *cuda, cuda_scratch_t use, size_t size)
 {
@@ -376,9 +388,7 @@ be_cuda_scratch(be_cuda_t *cuda, cuda_scratch_t use, size_t size)
 
     /* What is queued may still use it. */
 
-    if (be_cuda_check(cuda, cudaStreamSynchronize(cuda->stream), "a kernel")
-        != 0)
-    {
+    if (be_cuda_wait(cuda) != 0) {
         return NULL;
     }
 
@@ -446,13 +456,18 @@ cuda_upload(be_t *be, void *dst, const void *src, size_t size)
         return;
     }
 
+    if (cuda->peer != NULL && be_cuda_peer_far(cuda->peer)
+        && be_cuda_wait(cuda) != 0)
+    {
+        return;
+    }
+
     if (be_cuda_check(cuda, cudaMemcpyAsync(dst, src, size,
                                             cudaMemcpyHostToDevice,
                                             cuda->stream), "upload")
         == 0)
     {
-        (void) be_cuda_check(cuda, cudaStreamSynchronize(cuda->stream),
-                             "upload");
+        (void) be_cuda_wait(cuda);
     }
 }
 
@@ -465,6 +480,14 @@ cuda_download(be_t *be, void *dst, const void *src, size_t size)
     cuda = (be_cuda_t *) be;
 
     if (size == 0 || be_cuda_enter(cuda) != 0) {
+        return;
+    }
+
+    /* a copy to memory that is not pinned waits for the stream, too */
+
+    if (cuda->peer != NULL && be_cuda_peer_far(cuda->peer)
+        && cuda->recording == NULL && be_cuda_wait(cuda) != 0)
+    {
         return;
     }
 
@@ -482,8 +505,7 @@ cuda_sync(be_t *be, char *err)
     cuda = (be_cuda_t *) be;
 
     if (be_cuda_enter(cuda) == 0) {
-        (void) be_cuda_check(cuda, cudaStreamSynchronize(cuda->stream),
-                             "a kernel");
+        (void) be_cuda_wait(cuda);
     }
 
     if (cuda->failed) {

@@ -11,7 +11,9 @@
  *     be_cuda_attend.c   attention, and its plan
  *     be_cuda_moe.c      router and experts
  *     be_cuda_blas.c     cuBLASLt
- *     be_cuda_peer.c     rows to and from other ranks of the process
+ *     be_cuda_peer.c     rows to and from other ranks
+ *     be_cuda_peer_far.c the same for those of other nodes
+ *     be_cuda_nccl.c     NCCL, which brings these
  *     cu_*.cu, cu_*.h    kernels, behind C functions that queue them
  *
  * Memory of activations is float32 as backend.h says.  Inputs of products are
@@ -193,6 +195,9 @@ int be_cuda_check(be_cuda_t *cuda, int rc, const char *what);
 void be_cuda_fail(be_cuda_t *cuda, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* Waits until the stream is done, with NCCL's limit if it has a part in it. */
+int be_cuda_wait(be_cuda_t *cuda);
+
 /* Makes the device this thread's.  0, or -1. */
 int be_cuda_enter(be_cuda_t *cuda);
 
@@ -328,6 +333,12 @@ void be_cuda_peer_collect(be_t *be, be_peer_t *const *all,
 /* The rows of pairs, as inputs of the experts' first product. */
 int be_cuda_peer_take(be_cuda_t *cuda, const be_pairs_t *pairs,
     const cu_act_t *act);
+
+/*
+ * Whether ranks of other nodes have a part in it; waiting for the stream then.
+ */
+int be_cuda_peer_far(const be_peer_t *p);
+int be_cuda_peer_wait(be_peer_t *p);
 
 /* Placements are others now. */
 void be_cuda_peer_forget(be_cuda_t *cuda);

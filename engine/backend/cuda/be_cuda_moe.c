@@ -551,6 +551,12 @@ moe_mlps(be_cuda_t *cuda, const be_mlp_t *mlp, uint32_t n)
         m[2 * (size_t) n + i] = mlp[i].w2->m;
     }
 
+    /* a copy from memory that is not pinned waits for the stream */
+
+    if (be_cuda_wait(cuda) != 0) {
+        goto failed;
+    }
+
     rc = cudaMalloc((void **) &all->m, 3 * (size_t) n * sizeof(cu_matrix_t));
 
     if (rc == 0) {

@@ -1,6 +1,7 @@
 /*
- * A rank's part of the exchange with other ranks of the process: memory that
- * they write, and the order of streams.
+ * A rank's part of the exchange with other ranks: memory that those of the
+ * process write, and the order of streams.  For those of other nodes there is
+ * memory of its own instead (be_cuda_peer_far.c).
  *
  * `sent` is recorded behind what a rank stores elsewhere in a dispatch,
  * `returned` behind its contributions.  A rank waits for the event of every
@@ -13,58 +14,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "backend/cuda/be_cuda.h"
-#include "backend/cuda/cu_exchange.h"
+#include "backend/cuda/be_cuda_peer_int.h"
 
 
 _Static_assert(BE_PEERS_MAX == CU_PEERS, "ranks of an exchange");
 
 
-/* A placement on the device, by where the host has it. */
-
-typedef struct peer_place_s  peer_place_t;
-
-struct peer_place_s {
-    peer_place_t    *next;
-    const uint32_t  *key;
-    uint32_t        *first;
-    uint32_t        *slot;
-    uint8_t         *home;
-};
-
-struct be_peer_s {
-    be_cuda_t          *cuda;
-    be_peer_options_t   opt;
-    cu_exchange_t       e;
-    cu_mm_type_t        type;
-
-    uint8_t            *x;           /* as cu_exchange.h has them */
-    float              *scale;
-    int32_t            *slot;
-    uint32_t           *rows;
-    uint16_t           *inbox;
-
-    cudaEvent_t         sent;
-    cudaEvent_t         returned;
-    peer_place_t       *places;
-
-    /* of the layer at hand */
-    uint32_t            slots;
-    uint32_t            max;         /* pairs here, at most */
-    uint32_t           *offset;
-    uint16_t          **to;
-    float              *stage;
-};
-
-
 static int peer_memory(be_peer_t *p, char *err);
-static int peer_reach(const be_cuda_t *cuda, char *err);
+static int peer_reach(const be_peer_t *p, char *err);
 static const peer_place_t *peer_place(be_peer_t *p,
     const be_peer_send_t *send);
 static int peer_copy(be_cuda_t *cuda, void *to, const void *from,
     size_t size);
-static void peer_table(be_peer_t *const *all, const be_peer_send_t *sends,
-    cu_peers_t *t);
+static void peer_table(const be_peer_t *p, be_peer_t *const *all,
+    const be_peer_send_t *sends, cu_peers_t *t);
 static int peer_wait(be_cuda_t *cuda, be_peer_t *const *all, int returned);
 
 
@@ -100,6 +63,7 @@ be_cuda_peer_open(be_t *be, const be_peer_options_t *opt, char *err)
     p->e.ranks = opt->ranks;
     p->e.rank = opt->rank;
     p->e.max_rows = opt->max_rows;
+    p->e.most = opt->max_rows;
     p->e.top_k = opt->top_k;
     p->e.hidden = opt->hidden;
 
@@ -112,9 +76,20 @@ be_cuda_peer_open(be_t *be, const be_peer_options_t *opt, char *err)
                          * CUDA_ALIGN * 2;
     }
 
-    if (peer_reach(cuda, err) != 0 || peer_memory(p, err) != 0) {
+    if (peer_reach(p, err) != 0 || peer_memory(p, err) != 0
+        || (opt->local != 0 && be_cuda_far_memory(p, err) != 0))
+    {
         be_cuda_peer_close(be, p);
         return NULL;
+    }
+
+    if (opt->local != 0) {
+        p->nccl = be_cuda_nccl_open(cuda, opt, err);
+
+        if (p->nccl == NULL) {
+            be_cuda_peer_close(be, p);
+            return NULL;
+        }
     }
 
     cuda->peer = p;
@@ -126,12 +101,21 @@ be_cuda_peer_open(be_t *be, const be_peer_options_t *opt, char *err)
 /* Each device of the process must reach each other's memory. */
 
 static int
-peer_reach(const be_cuda_t *cuda, char *err)
+peer_reach(const be_peer_t *p, char *err)
 {
-    int  i, can, devices;
+    int               i, can, devices;
+    const be_cuda_t  *cuda;
+
+    cuda = p->cuda;
 
     if (cudaGetDeviceCount(&devices) != 0) {
         snprintf(err, ERR_LEN, "CUDA: no devices");
+        return -1;
+    }
+
+    if (p->opt.local > (uint32_t) devices) {
+        snprintf(err, ERR_LEN, "%u ranks of a node on %d CUDA devices: NCCL "
+                 "refuses two ranks on one device", p->opt.local, devices);
         return -1;
     }
 
@@ -212,6 +196,20 @@ peer_memory(be_peer_t *p, char *err)
 }
 
 
+int
+be_cuda_peer_far(const be_peer_t *p)
+{
+    return p->nccl != NULL;
+}
+
+
+int
+be_cuda_peer_wait(be_peer_t *p)
+{
+    return be_cuda_nccl_wait(p->nccl);
+}
+
+
 void
 be_cuda_peer_close(be_t *be, be_peer_t *peer)
 {
@@ -220,7 +218,15 @@ be_cuda_peer_close(be_t *be, be_peer_t *peer)
     cuda = (be_cuda_t *) be;
 
     (void) cudaSetDevice(cuda->device);
+
+    /* first, as what NCCL has begun may never end by itself */
+
+    be_cuda_nccl_close(peer->nccl);
+    peer->nccl = NULL;
+
     (void) cudaStreamSynchronize(cuda->stream);
+
+    be_cuda_far_free(peer);
 
     cuda->peer = peer;
     be_cuda_peer_forget(cuda);
@@ -301,15 +307,19 @@ be_cuda_peer_send(be_t *be, be_peer_t *const *all, const be_peer_send_t *send)
     s.slot = place->slot;
     s.load = send->load;
     p->slots = send->slots;
+    p->e.most = send->most;
 
-    peer_table(all, NULL, &to);
+    peer_table(p, all, NULL, &to);
 
     if (be_cuda_check(cuda, cu_exchange_send(&p->e, &to, &s, cuda->stream),
                       "dispatch")
-        == 0)
+        == 0
+        && be_cuda_check(cuda, cudaEventRecord(p->sent, cuda->stream),
+                         "dispatch")
+           == 0
+        && p->nccl != NULL)
     {
-        (void) be_cuda_check(cuda, cudaEventRecord(p->sent, cuda->stream),
-                             "dispatch");
+        be_cuda_far_send(p);
     }
 }
 
@@ -338,6 +348,13 @@ peer_place(be_peer_t *p, const be_peer_send_t *send)
         return NULL;
     }
 
+    /* a copy from memory that is not pinned waits for the stream */
+
+    if (be_cuda_wait(cuda) != 0) {
+        free(place);
+        return NULL;
+    }
+
     place->next = p->places;
     p->places = place;
     homes = send->homes;
@@ -361,9 +378,7 @@ peer_place(be_peer_t *p, const be_peer_send_t *send)
                      homes * sizeof(uint32_t))
            != 0
         || peer_copy(cuda, place->home, send->home, homes) != 0
-        || be_cuda_check(cuda, cudaStreamSynchronize(cuda->stream),
-                         "a placement")
-           != 0)
+        || be_cuda_wait(cuda) != 0)
     {
         return NULL;
     }
@@ -384,13 +399,28 @@ peer_copy(be_cuda_t *cuda, void *to, const void *from, size_t size)
 
 
 static void
-peer_table(be_peer_t *const *all, const be_peer_send_t *sends, cu_peers_t *t)
+peer_table(const be_peer_t *p, be_peer_t *const *all,
+    const be_peer_send_t *sends, cu_peers_t *t)
 {
-    uint32_t  i;
+    uint32_t           i;
+    const peer_far_t  *f;
 
     memset(t, 0, sizeof(cu_peers_t));
 
-    for (i = 0; i < all[0]->opt.ranks; i++) {
+    for (i = 0; i < p->opt.ranks; i++) {
+
+        if (be_peer_is_far(p, i)) {
+            f = &p->far[i];
+            t->x[i] = f->x;
+            t->scale[i] = f->scale;
+            t->slot[i] = f->slot;
+            t->rows[i] = f->rows;
+            t->inbox[i] = p->opt.exact ? NULL : f->out;
+            t->contrib[i] = p->opt.exact ? f->out : NULL;
+            continue;
+        }
+
+        t->from[i] = p->opt.rank;
         t->x[i] = all[i]->x;
         t->scale[i] = all[i]->scale;
         t->slot[i] = all[i]->slot;
@@ -408,10 +438,13 @@ peer_wait(be_cuda_t *cuda, be_peer_t *const *all, int returned)
     cudaEvent_t  event;
 
     for (i = 0; i < cuda->peer->opt.ranks; i++) {
+        if (all[i] == NULL || all[i] == cuda->peer) {
+            continue;
+        }
+
         event = returned ? all[i]->returned : all[i]->sent;
 
-        if (all[i] != cuda->peer
-            && be_cuda_check(cuda, cudaStreamWaitEvent(cuda->stream, event, 0),
+        if (be_cuda_check(cuda, cudaStreamWaitEvent(cuda->stream, event, 0),
                              "other ranks")
                != 0)
         {
@@ -484,7 +517,7 @@ be_cuda_peer_pairs(be_t *be, be_peer_t *const *all,
     pairs->row = s.row;
     pairs->y = s.y;
 
-    peer_table(all, sends, &peers);
+    peer_table(p, all, sends, &peers);
 
     (void) be_cuda_check(cuda, cu_exchange_pairs(&p->e, &peers, &s,
                                                  cuda->stream), "pairs");
@@ -531,8 +564,13 @@ be_cuda_peer_return(be_t *be, be_peer_t *const *all)
         return;
     }
 
-    (void) be_cuda_check(cuda, cudaEventRecord(p->returned, cuda->stream),
-                         "combine");
+    if (be_cuda_check(cuda, cudaEventRecord(p->returned, cuda->stream),
+                      "combine")
+        == 0
+        && p->nccl != NULL)
+    {
+        be_cuda_far_return(p);
+    }
 }
 
 
@@ -546,7 +584,16 @@ be_cuda_peer_collect(be_t *be, be_peer_t *const *all,
     cuda = (be_cuda_t *) be;
     p = cuda->peer;
 
-    if (cuda->failed || peer_wait(cuda, all, 1) != 0 || p->opt.exact) {
+    if (cuda->failed || peer_wait(cuda, all, 1) != 0) {
+        return;
+    }
+
+    if (p->nccl != NULL) {
+        (void) be_cuda_check(cuda, be_cuda_far_home(p, send), "combine");
+        return;
+    }
+
+    if (p->opt.exact) {
         return;
     }
 
@@ -555,3 +602,5 @@ be_cuda_peer_collect(be_t *be, be_peer_t *const *all,
                                                  send->contrib, cuda->stream),
                          "combine");
 }
+
+

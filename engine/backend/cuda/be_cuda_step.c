@@ -375,9 +375,7 @@ step_room(be_cuda_t *cuda, size_t size)
     be_cuda_drop(cuda);
     n = size * 2 + 65536;
 
-    if (be_cuda_check(cuda, cudaStreamSynchronize(cuda->stream), "a kernel")
-        != 0)
-    {
+    if (be_cuda_wait(cuda) != 0) {
         return -1;
     }
 
@@ -602,7 +600,7 @@ be_cuda_rope(be_cuda_t *cuda, cuda_batch_t *b, const be_rope_t *rope)
         }
 
         be_cuda_drop(cuda);
-        (void) cudaStreamSynchronize(cuda->stream);
+        (void) be_cuda_wait(cuda);
         (void) cudaFree(cuda->freq);
         cuda->freq = NULL;
         cuda->rope_dim = rope->dim;

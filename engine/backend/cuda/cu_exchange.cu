@@ -13,7 +13,7 @@ static __global__ void
 exchange_send(cu_exchange_t e, cu_peers_t to, cu_exchange_send_t s)
 {
     int           wanted, real, slot;
-    size_t        at;
+    size_t        at, there;
     uint32_t      d, i, k, n, h, expert, row;
     uint4        *y;
     const uint4  *x;
@@ -22,7 +22,7 @@ exchange_send(cu_exchange_t e, cu_peers_t to, cu_exchange_send_t s)
     d = blockIdx.y;
 
     if (row == 0 && threadIdx.x == 0) {
-        to.rows[d][e.rank] = s.rows;
+        to.rows[d][to.from[d]] = s.rows;
     }
 
     if (row >= s.rows) {
@@ -30,6 +30,7 @@ exchange_send(cu_exchange_t e, cu_peers_t to, cu_exchange_send_t s)
     }
 
     at = (size_t) e.rank * e.max_rows + row;
+    there = (size_t) to.from[d] * e.max_rows + row;
     real = (s.pos == NULL || s.pos[row] != CU_NO_ROW);
     wanted = 0;
 
@@ -43,7 +44,7 @@ exchange_send(cu_exchange_t e, cu_peers_t to, cu_exchange_send_t s)
         wanted |= (slot >= 0);
 
         if (threadIdx.x == k) {
-            to.slot[d][at * e.top_k + k] = slot;
+            to.slot[d][there * e.top_k + k] = slot;
 
             if (d == 0 && real && s.load != NULL) {
                 atomicAdd(&s.load[expert], 1u);
@@ -57,14 +58,14 @@ exchange_send(cu_exchange_t e, cu_peers_t to, cu_exchange_send_t s)
 
     x = (const uint4 *) ((const uint8_t *) s.act.x
                          + (size_t) row * e.row_bytes);
-    y = (uint4 *) (to.x[d] + at * e.row_bytes);
+    y = (uint4 *) (to.x[d] + there * e.row_bytes);
 
     for (i = threadIdx.x; i < e.row_bytes / 16; i += EX_COPY) {
         y[i] = x[i];
     }
 
     for (i = threadIdx.x; i < e.groups; i += EX_COPY) {
-        to.scale[d][at * e.groups + i] =
+        to.scale[d][there * e.groups + i] =
             s.act.scale[(size_t) i * s.act.ld_scale + row];
     }
 }
@@ -101,7 +102,7 @@ exchange_pairs(cu_exchange_t e, cu_peers_t peers, cu_exchange_pairs_t p)
     lower = 0;
 
     for (r = 0; r < e.ranks; r++) {
-        n = peers.rows[e.rank][r] * e.top_k;
+        n = min(peers.rows[e.rank][r], e.most) * e.top_k;
         slots = peers.slot[e.rank] + (size_t) r * e.max_rows * e.top_k;
 
         for (i = threadIdx.x; i < n; i += EX_THREADS) {
@@ -135,7 +136,7 @@ exchange_pairs(cu_exchange_t e, cu_peers_t peers, cu_exchange_pairs_t p)
     mine = 0;
 
     for (r = 0; r < e.ranks; r++) {
-        n = peers.rows[e.rank][r] * e.top_k;
+        n = min(peers.rows[e.rank][r], e.most) * e.top_k;
         slots = peers.slot[e.rank] + (size_t) r * e.max_rows * e.top_k;
 
         for (i = 0; i < n; i += EX_THREADS) {
@@ -301,4 +302,57 @@ cu_exchange_widen(const cu_exchange_t *e, const uint16_t *inbox,
 
     return CU_LAUNCH(exchange_widen, dim3(pairs), dim3(EX_COPY), 0,
                      (cudaStream_t) stream, *e, inbox, contrib);
+}
+
+
+/* A block for a pair; it comes from one rank. */
+
+static __global__ void
+exchange_home(cu_exchange_t e, cu_exchange_home_t h, float *contrib)
+{
+    size_t           at;
+    uint32_t         i, r;
+    const float     *exact;
+    const uint16_t  *x;
+
+    for (r = 0; r < e.ranks; r++) {
+        if (h.slot[r] != NULL && h.slot[r][blockIdx.x] >= 0) {
+            break;
+        }
+    }
+
+    if (r == e.ranks && h.inbox == NULL) {
+        return;                      /* it is there */
+    }
+
+    at = (size_t) blockIdx.x * e.hidden;
+
+    if (h.inbox == NULL) {
+        exact = (const float *) h.box[r];
+
+        for (i = threadIdx.x; i < e.hidden; i += EX_COPY) {
+            contrib[at + i] = exact[at + i];
+        }
+
+        return;
+    }
+
+    x = (r < e.ranks) ? (const uint16_t *) h.box[r] : h.inbox;
+
+    for (i = threadIdx.x; i < e.hidden; i += EX_COPY) {
+        contrib[at + i] = cu_from_bf16(x[at + i]);
+    }
+}
+
+
+int
+cu_exchange_home(const cu_exchange_t *e, const cu_exchange_home_t *h,
+    uint32_t pairs, float *contrib, void *stream)
+{
+    if (pairs == 0) {
+        return 0;
+    }
+
+    return CU_LAUNCH(exchange_home, dim3(pairs), dim3(EX_COPY), 0,
+                     (cudaStream_t) stream, *e, *h, contrib);
 }

@@ -15,6 +15,10 @@
  *     rows    [R]             how many there are of each rank
  *     inbox   [M * K][hidden] BF16: contributions to this rank's own rows
  *
+ * For a rank whose memory cannot be reached there is memory of one's own that
+ * is written instead and then sent: x, scale, slot and rows as of one rank
+ * (R = 1), and `inbox` or `contrib` for its rows.
+ *
  * All are queued on `stream` and return a cudaError_t as int.
  */
 
@@ -30,7 +34,7 @@ extern "C" {
 
 #define CU_PEERS  32                 /* ranks at most */
 
-/* The memory of all ranks. */
+/* The memory of all ranks, or what stands for it. */
 
 typedef struct {
     uint8_t    *x[CU_PEERS];
@@ -39,6 +43,7 @@ typedef struct {
     uint32_t   *rows[CU_PEERS];
     uint16_t   *inbox[CU_PEERS];     /* NULL: contributions are float32 */
     float      *contrib[CU_PEERS];   /* of those, [M * K][hidden] */
+    uint32_t    from[CU_PEERS];      /* which rank this one is to it */
 } cu_peers_t;
 
 /* Sizes that all ranks share. */
@@ -47,6 +52,7 @@ typedef struct {
     uint32_t  ranks;
     uint32_t  rank;                  /* this one */
     uint32_t  max_rows;
+    uint32_t  most;                  /* rows of a rank now */
     uint32_t  top_k;
     uint32_t  hidden;
     uint32_t  row_bytes;             /* of a row in x, a multiple of 16 */
@@ -106,6 +112,21 @@ int cu_exchange_return(const cu_exchange_t *e, const float *stage,
 
 /* contrib[i] = inbox[i] of `pairs` pairs. */
 int cu_exchange_widen(const cu_exchange_t *e, const uint16_t *inbox,
+    uint32_t pairs, float *contrib, void *stream);
+
+/*
+ * The same where some pairs come from ranks that cannot be reached: pair i with
+ * slot[r][i] >= 0, as it was sent to rank r, is box[r][i], BF16, or float32
+ * where there is no inbox.  slot[r] NULL: r can be reached.
+ */
+
+typedef struct {
+    const int32_t   *slot[CU_PEERS];
+    const void      *box[CU_PEERS];  /* [M * K][hidden] */
+    const uint16_t  *inbox;
+} cu_exchange_home_t;
+
+int cu_exchange_home(const cu_exchange_t *e, const cu_exchange_home_t *h,
     uint32_t pairs, float *contrib, void *stream);
 
 

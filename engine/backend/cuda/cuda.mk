@@ -23,6 +23,10 @@ else ifneq ($(strip $(CUDA_OLD)),)
 CUDA_NONE := , without the cuda backend: $(strip $(CUDA_OLD))
 endif
 
+ifeq ($(CUDA_NONE),)
+CUDA_LESS := $(if $(wildcard $(strip $(CUDA_HOME))/include/nccl.h /usr/include/nccl.h),,, without NCCL: there is no nccl.h)
+endif
+
 CUDA_SRC := $(sort $(wildcard engine/backend/cuda/*.c engine/backend/cuda/*.cu))
 
 ifeq ($(CUDA_NONE),)

@@ -29,12 +29,15 @@ cudaError_t emu_may_wait(cudaStream_t stream);
 int emu_captures(cudaStream_t stream);
 int emu_any_capture(void);
 
-/* Runs what is queued: on one stream, on all that block. */
+/* Runs what is queued: on one stream, on all (that block) of the device. */
 void emu_drain(cudaStream_t stream);
 void emu_drain_all(int blocking_only);
 
 /* Has what is queued on idle streams run, in threads of their own. */
 void emu_kick(void);
+
+/* From now on what is queued may wait for what other threads do. */
+void emu_apart(void);
 
 /* Device and pinned memory: EMU_HOST means neither. */
 

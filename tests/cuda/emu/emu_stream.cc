@@ -8,6 +8,7 @@
  */
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <thread>
 
@@ -25,6 +26,7 @@ int                             emu_stream_captures;
 
 static std::condition_variable  stream_moved;
 static CUstream_st              stream_null;
+static std::atomic<int>         stream_apart;
 
 
 /* --- queues ------------------------------------------------------------ */
@@ -173,7 +175,9 @@ emu_drain_all(int blocking_only)
         all.push_back(stream_of(NULL)->q);
 
         for (cudaStream_t s : emu_streams) {
-            if (s->q->blocks || !blocking_only) {
+            if (s->q->device == emu_device()
+                && (s->q->blocks || !blocking_only))
+            {
                 all.push_back(s->q);
             }
         }
@@ -225,6 +229,7 @@ cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned int flags, int)
     *stream = new CUstream_st();
     (*stream)->q = std::make_shared<queue_t>();
     (*stream)->q->blocks = (flags & cudaStreamNonBlocking) == 0;
+    (*stream)->q->device = emu_device();
     emu_streams.push_back(*stream);
 
     return cudaSuccess;
@@ -307,7 +312,10 @@ cudaStreamSynchronize(cudaStream_t stream)
 }
 
 
-/* A look at a stream lets it do one more operation. */
+/*
+ * A look at a stream lets it do one more operation; or, where operations may
+ * wait for those of other threads, has them done in a thread of their own.
+ */
 
 cudaError_t
 cudaStreamQuery(cudaStream_t stream)
@@ -335,11 +343,24 @@ cudaStreamQuery(cudaStream_t stream)
         }
 
         at = q->done + 1;
+
+        if (stream_apart) {
+            at = q->queued;
+            std::thread([q, at]() { queue_drain(q, at); }).detach();
+            return cudaErrorNotReady;
+        }
     }
 
     queue_drain(q, at);
 
     return cudaErrorNotReady;
+}
+
+
+void
+emu_apart(void)
+{
+    stream_apart = 1;
 }
 
 

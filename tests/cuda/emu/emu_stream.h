@@ -39,6 +39,7 @@ struct queue_t {
     uint64_t              done;
     int                   busy;      /* a thread runs its operations */
     int                   blocks;    /* waits for the null stream and back */
+    int                   device;
 };
 
 struct CUstream_st {

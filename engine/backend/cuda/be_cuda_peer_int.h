@@ -1,0 +1,85 @@
+/*
+ * Inside be_cuda_peer.c and be_cuda_peer_far.c.
+ */
+
+#ifndef BE_CUDA_PEER_INT_H
+#define BE_CUDA_PEER_INT_H
+
+#include "backend/cuda/be_cuda.h"
+#include "backend/cuda/be_cuda_nccl.h"
+#include "backend/cuda/cu_exchange.h"
+
+
+/* A placement on the device, by where the host has it. */
+
+typedef struct peer_place_s  peer_place_t;
+
+struct peer_place_s {
+    peer_place_t    *next;
+    const uint32_t  *key;
+    uint32_t        *first;
+    uint32_t        *slot;
+    uint8_t         *home;
+};
+
+/* For a rank of another node: what it is sent, and what it sends home. */
+
+typedef struct {
+    uint8_t             *x;          /* of max_rows rows */
+    float               *scale;
+    int32_t             *slot;
+    uint32_t            *rows;
+    void                *out;        /* contributions to its rows */
+    void                *box;        /* its own to this rank's */
+} peer_far_t;
+
+struct be_peer_s {
+    be_cuda_t          *cuda;
+    be_peer_options_t   opt;
+    cu_exchange_t       e;
+    cu_mm_type_t        type;
+
+    uint8_t            *x;           /* as cu_exchange.h has them */
+    float              *scale;
+    int32_t            *slot;
+    uint32_t           *rows;
+    uint16_t           *inbox;
+
+    cudaEvent_t         sent;
+    cudaEvent_t         returned;
+    peer_place_t       *places;
+
+    cuda_nccl_t        *nccl;        /* NULL: all are of this process */
+    peer_far_t          far[BE_PEERS_MAX];
+
+    /* of the layer at hand */
+    uint32_t            slots;
+    uint32_t            max;         /* pairs here, at most */
+    uint32_t           *offset;
+    uint16_t          **to;
+    float              *stage;
+};
+
+
+/* Not of this process. */
+
+static inline int
+be_peer_is_far(const be_peer_t *p, uint32_t rank)
+{
+    return p->opt.local != 0
+           && (rank < p->opt.first || rank >= p->opt.first + p->opt.local);
+}
+
+
+/* be_cuda_peer_far.c; 0, or -1 with the reason. */
+int be_cuda_far_memory(be_peer_t *p, char *err);
+void be_cuda_far_free(be_peer_t *p);
+
+/* Queue what goes to other nodes and comes from them. */
+void be_cuda_far_send(be_peer_t *p);
+void be_cuda_far_return(be_peer_t *p);
+
+/* Contributions of this process and of others, to their place. */
+int be_cuda_far_home(be_peer_t *p, const be_peer_send_t *send);
+
+#endif /* BE_CUDA_PEER_INT_H */
