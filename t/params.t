@@ -16,7 +16,7 @@ use Test::More;
 my ($true, $false, $null) = (JSON::PP::true(), JSON::PP::false(), undef);
 my $t = Test::LLM->new();
 
-$t->engine('scripted', '--model', 'tiny,other');
+$t->engine('scripted', '--model', 'tiny,other', '--fingerprint', 'a1b2c3d4e5');
 $t->nginx(<<'CONF');
     llm_engine e unix:%%SOCKET%%;
     keepalive_requests 10000;
@@ -67,7 +67,8 @@ my %default = (
     top_k => 0, repetition_penalty => 1, presence_penalty => 0,
     frequency_penalty => 0, seed => 0, max_tokens => 4294967295,
     max_context => 0, queue_max => 0, queue_timeout => 0, deadline => 0,
-    priority => 0, rank_hint => -1, top_logprobs => 0, fingerprint => 0,
+    priority => 0, rank_hint => -1, top_logprobs => 0,
+    fingerprint => 'a1b2c3d4e5',
     resume_bytes => 0, messages => 1, stops => 0, 'message0.role' => 'user',
     message0 => 'x y',
 );
