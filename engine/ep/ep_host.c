@@ -227,12 +227,9 @@ ep_host_dispatch(ep_exchange_t *ex, const ep_send_t *send, be_pairs_t *pairs,
 static int
 ep_host_check(ep_host_t *h, const ep_send_t *send, char *err)
 {
-    size_t                 i, n;
-    ep_host_all_t         *all;
-    const ep_placement_t  *p;
+    ep_host_all_t  *all;
 
     all = h->all;
-    p = send->placement;
 
     if (h->dispatched) {
         snprintf(err, ERR_LEN, "rank %u: dispatch without combine",
@@ -240,27 +237,8 @@ ep_host_check(ep_host_t *h, const ep_send_t *send, char *err)
         return -1;
     }
 
-    if (p->ranks != all->ranks || p->experts > all->max_experts
-        || p->count[h->ex.rank] > all->max_experts
-        || send->rows > all->max_rows || send->top_k > all->max_top_k)
-    {
-        snprintf(err, ERR_LEN, "rank %u: dispatch of %u rows to %u experts "
-                 "each is more than the exchange was made for", h->ex.rank,
-                 send->rows, send->top_k);
-        return -1;
-    }
-
-    n = (size_t) send->rows * send->top_k;
-
-    for (i = 0; i < n; i++) {
-        if (send->id[i] < 0 || (uint32_t) send->id[i] >= p->experts) {
-            snprintf(err, ERR_LEN, "rank %u: row %zu wants expert %d of %u",
-                     h->ex.rank, i / send->top_k, send->id[i], p->experts);
-            return -1;
-        }
-    }
-
-    return 0;
+    return ep_share_check(&h->share, h->ex.rank, send, all->max_rows,
+                          all->max_top_k, UINT32_MAX, err);
 }
 
 

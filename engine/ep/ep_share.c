@@ -2,6 +2,7 @@
  * Pairs shared out among ranks.
  */
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -54,6 +55,39 @@ ep_share_close(ep_share_t *s)
     free(s->part);
     free(s->busy);
     memset(s, 0, sizeof(ep_share_t));
+}
+
+
+int
+ep_share_check(const ep_share_t *s, uint32_t rank, const ep_send_t *send,
+    uint32_t max_rows, uint32_t max_top_k, uint32_t max_hidden, char *err)
+{
+    size_t                 i, n;
+    const ep_placement_t  *p;
+
+    p = send->placement;
+
+    if (p->ranks != s->ranks || p->experts > s->max_experts
+        || p->count[rank] > s->max_experts || send->rows > max_rows
+        || send->top_k > max_top_k || send->hidden > max_hidden)
+    {
+        snprintf(err, ERR_LEN, "rank %u: dispatch of %u rows to %u experts "
+                 "each is more than the exchange was made for", rank,
+                 send->rows, send->top_k);
+        return -1;
+    }
+
+    n = (size_t) send->rows * send->top_k;
+
+    for (i = 0; i < n; i++) {
+        if (send->id[i] < 0 || (uint32_t) send->id[i] >= p->experts) {
+            snprintf(err, ERR_LEN, "rank %u: row %zu wants expert %d of %u",
+                     rank, i / send->top_k, send->id[i], p->experts);
+            return -1;
+        }
+    }
+
+    return 0;
 }
 
 

@@ -29,6 +29,13 @@ typedef struct {
 int ep_share_open(ep_share_t *s, uint32_t ranks, uint32_t max_experts);
 void ep_share_close(ep_share_t *s);
 
+/*
+ * What `rank` is about to send, checked at home, so that the others need not.
+ * 0, or -1: more than the exchange was made for, or no such expert.
+ */
+int ep_share_check(const ep_share_t *s, uint32_t rank, const ep_send_t *send,
+    uint32_t max_rows, uint32_t max_top_k, uint32_t max_hidden, char *err);
+
 /* `send`: what each rank sends, [ranks]; only rows, top_k and ids matter. */
 void ep_share_out(ep_share_t *s, const ep_placement_t *p,
     const ep_send_t *send);

@@ -299,12 +299,9 @@ tcp_dispatch(ep_exchange_t *ex, const ep_send_t *send, be_pairs_t *pairs,
 static int
 tcp_check(ep_tcp_t *t, const ep_send_t *send, char *err)
 {
-    size_t                 i, n;
-    ep_tcp_all_t          *all;
-    const ep_placement_t  *p;
+    ep_tcp_all_t  *all;
 
     all = t->all;
-    p = send->placement;
 
     if (t->dispatched) {
         snprintf(err, ERR_LEN, "rank %u: dispatch without combine",
@@ -312,28 +309,8 @@ tcp_check(ep_tcp_t *t, const ep_send_t *send, char *err)
         return -1;
     }
 
-    if (p->ranks != all->ranks || p->experts > all->max_experts
-        || p->count[t->ex.rank] > all->max_experts
-        || send->rows > all->max_rows || send->top_k > all->max_top_k
-        || send->hidden > all->max_hidden)
-    {
-        snprintf(err, ERR_LEN, "rank %u: dispatch of %u rows to %u experts "
-                 "each is more than the exchange was made for", t->ex.rank,
-                 send->rows, send->top_k);
-        return -1;
-    }
-
-    n = (size_t) send->rows * send->top_k;
-
-    for (i = 0; i < n; i++) {
-        if (send->id[i] < 0 || (uint32_t) send->id[i] >= p->experts) {
-            snprintf(err, ERR_LEN, "rank %u: row %zu wants expert %d of %u",
-                     t->ex.rank, i / send->top_k, send->id[i], p->experts);
-            return -1;
-        }
-    }
-
-    return 0;
+    return ep_share_check(&t->share, t->ex.rank, send, all->max_rows,
+                          all->max_top_k, all->max_hidden, err);
 }
 
 
