@@ -62,7 +62,10 @@ npm:
 	@tests/npm.sh
 
 
-# What `make check` runs, in this order; each is a target of its own.
+# What `make check` runs, in this order; each is a target of its own.  One that
+# hangs is ended, so that its name is the last thing said.
+
+STAGE_LIMIT := $(if $(LONG),0,2400)
 
 .PHONY: check check-unit check-ledger check-tokenizer check-reference \
         check-determinism check-nodes check-nginx check-long check-fuzz check-sanitize
@@ -75,7 +78,8 @@ check: deps-check
 	@$(MAKE) --no-print-directory -j2 all tests
 	@set -e; for t in $(CHECKS); do \
 	    echo; echo "=== $$t"; \
-	    $(MAKE) --no-print-directory $$t; \
+	    timeout -k 10 $(STAGE_LIMIT) $(MAKE) --no-print-directory $$t \
+	        || { echo "failed: $$t"; exit 1; }; \
 	done
 	@echo; echo "all checks passed"
 

@@ -34,6 +34,11 @@ my $json = JSON::PP->new->utf8->canonical->allow_nonref;
 # nginx takes a variable of this name for sockets that it inherits.
 my $nginx = delete $ENV{NGINX};
 
+# A test that hangs ends, and what it had started with it.
+
+$SIG{ALRM} = sub { die "$0: not done within its time limit\n" };
+alarm($ENV{TEST_LIMIT} // 900);
+
 # Each of nginx's binaries and modules has a table called ngx_modules, and its
 # master frees nothing at its end.
 $ENV{ASAN_OPTIONS} //= 'detect_odr_violation=0:detect_leaks=0';
