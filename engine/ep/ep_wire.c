@@ -29,6 +29,7 @@ static int wire_error(char *err, const char *fmt, ...)
 static struct addrinfo *wire_resolve(const char *host, const char *port,
     int flags, char *err);
 static int wire_try(const struct sockaddr *sa, socklen_t len, int64_t until);
+static int wire_itself(int fd);
 static int wire_poll(int fd, short events, int64_t until);
 static int wire_from(const struct sockaddr_storage *sa, ep_wire_addr_t *a);
 
@@ -253,28 +254,44 @@ wire_try(const struct sockaddr *sa, socklen_t len, int64_t until)
         return -1;
     }
 
-    if (connect(fd, sa, len) == 0) {
-        return fd;
-    }
-
-    cause = errno;
+    cause = (connect(fd, sa, len) == 0) ? 0 : errno;
 
     if (cause == EINPROGRESS) {
         cause = ETIMEDOUT;
         size = sizeof(cause);
 
-        if (wire_poll(fd, POLLOUT, until) == 1
-            && getsockopt(fd, SOL_SOCKET, SO_ERROR, &cause, &size) == 0
-            && cause == 0)
-        {
+        if (wire_poll(fd, POLLOUT, until) == 1) {
+            (void) getsockopt(fd, SOL_SOCKET, SO_ERROR, &cause, &size);
+        }
+    }
+
+    if (cause == 0) {
+        if (!wire_itself(fd)) {
             return fd;
         }
+
+        cause = ECONNREFUSED;
     }
 
     close(fd);
     errno = cause;
 
     return -1;
+}
+
+
+/*
+ * Where nobody listens yet at a port that the system may choose for this end,
+ * it may, and the two ends are one; who comes to listen there cannot.
+ */
+
+static int
+wire_itself(int fd)
+{
+    ep_wire_addr_t  here, there;
+
+    return ep_wire_self(fd, &here) == 0 && ep_wire_peer(fd, &there) == 0
+           && memcmp(&here, &there, sizeof(here)) == 0;
 }
 
 
