@@ -18,15 +18,29 @@
 static cudaStream_t stream_of(cudaStream_t stream);
 static void queue_add(std::shared_ptr<queue_t> q, emu_op_t op);
 static void queue_drain(std::shared_ptr<queue_t> q, uint64_t until);
+static void queue_drain_apart(std::shared_ptr<queue_t> q, uint64_t until);
+static void queue_worker(void);
 
 
-std::mutex                      emu_stream_lock;
-std::vector<cudaStream_t>       emu_streams;
-int                             emu_stream_captures;
+/* Threads that run operations may outlive main(): none of it is destroyed. */
 
-static std::condition_variable  stream_moved;
-static CUstream_st              stream_null;
-static std::atomic<int>         stream_apart;
+std::mutex                 &emu_stream_lock = *new std::mutex;
+std::vector<cudaStream_t>  &emu_streams = *new std::vector<cudaStream_t>;
+int                         emu_stream_captures;
+
+static std::condition_variable  &stream_moved = *new std::condition_variable;
+static CUstream_st              &stream_null = *new CUstream_st();
+static std::atomic<int>          stream_apart;
+
+/* Threads that run operations for nobody who waits; they keep their fibers. */
+
+struct workers_t {
+    std::condition_variable                                    work;
+    std::deque<std::pair<std::shared_ptr<queue_t>, uint64_t>>  jobs;
+    size_t                                                     idle;
+};
+
+static workers_t  &stream_workers = *new workers_t();
 
 
 /* --- queues ------------------------------------------------------------ */
@@ -147,6 +161,51 @@ queue_drain(std::shared_ptr<queue_t> q, uint64_t until)
 }
 
 
+/*
+ * Under the lock.  A job may wait for another one, so none waits for a thread;
+ * one at a time for each queue, as all that wait are woken by each operation.
+ */
+
+static void
+queue_drain_apart(std::shared_ptr<queue_t> q, uint64_t until)
+{
+    q->apart = 1;
+    stream_workers.jobs.push_back({ q, until });
+
+    if (stream_workers.idle < stream_workers.jobs.size()) {
+        std::thread(queue_worker).detach();
+
+    } else {
+        stream_workers.work.notify_one();
+    }
+}
+
+
+static void
+queue_worker(void)
+{
+    std::unique_lock<std::mutex>  lock(emu_stream_lock);
+
+    for ( ;; ) {
+        stream_workers.idle++;
+
+        while (stream_workers.jobs.empty()) {
+            stream_workers.work.wait(lock);
+        }
+
+        stream_workers.idle--;
+
+        auto  job = stream_workers.jobs.front();
+
+        stream_workers.jobs.pop_front();
+        lock.unlock();
+        queue_drain(job.first, job.second);
+        lock.lock();
+        job.first->apart = 0;
+    }
+}
+
+
 void
 emu_drain(cudaStream_t stream)
 {
@@ -167,24 +226,24 @@ emu_drain(cudaStream_t stream)
 void
 emu_drain_all(int blocking_only)
 {
-    std::vector<std::shared_ptr<queue_t>>  all;
+    std::vector<std::pair<std::shared_ptr<queue_t>, uint64_t>>  all;
 
     {
         std::lock_guard<std::mutex>  lock(emu_stream_lock);
 
-        all.push_back(stream_of(NULL)->q);
+        all.push_back({ stream_of(NULL)->q, stream_of(NULL)->q->queued });
 
         for (cudaStream_t s : emu_streams) {
             if (s->q->device == emu_device()
                 && (s->q->blocks || !blocking_only))
             {
-                all.push_back(s->q);
+                all.push_back({ s->q, s->q->queued });
             }
         }
     }
 
     for (auto &q : all) {
-        queue_drain(q, q->queued);
+        queue_drain(q.first, q.second);
     }
 }
 
@@ -195,11 +254,8 @@ emu_kick(void)
     std::lock_guard<std::mutex>  lock(emu_stream_lock);
 
     for (cudaStream_t s : emu_streams) {
-        if (!s->q->busy && s->q->done != s->q->queued) {
-            std::shared_ptr<queue_t>  q = s->q;
-            uint64_t                  at = s->q->queued;
-
-            std::thread([q, at]() { queue_drain(q, at); }).detach();
+        if (!s->q->busy && !s->q->apart && s->q->done != s->q->queued) {
+            queue_drain_apart(s->q, s->q->queued);
         }
     }
 }
@@ -338,15 +394,14 @@ cudaStreamQuery(cudaStream_t stream)
             return cudaSuccess;
         }
 
-        if (q->busy) {
+        if (q->busy || q->apart) {
             return cudaErrorNotReady;
         }
 
         at = q->done + 1;
 
         if (stream_apart) {
-            at = q->queued;
-            std::thread([q, at]() { queue_drain(q, at); }).detach();
+            queue_drain_apart(q, q->queued);
             return cudaErrorNotReady;
         }
     }

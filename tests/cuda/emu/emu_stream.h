@@ -37,7 +37,8 @@ struct queue_t {
     std::deque<emu_op_t>  ops;
     uint64_t              queued;    /* number of the last one */
     uint64_t              done;
-    int                   busy;      /* a thread runs its operations */
+    int                   busy;      /* a thread runs its operations, */
+    int                   apart;     /* or has been told to */
     int                   blocks;    /* waits for the null stream and back */
     int                   device;
 };
@@ -59,9 +60,9 @@ struct CUevent_st {
 
 /* All of these are under the lock. */
 
-extern std::mutex                 emu_stream_lock;
-extern std::vector<cudaStream_t>  emu_streams;       /* but the null stream */
-extern int                        emu_stream_captures;
+extern std::mutex                 &emu_stream_lock;
+extern std::vector<cudaStream_t>  &emu_streams;      /* but the null stream */
+extern int                         emu_stream_captures;
 
 
 #endif /* EMU_STREAM_H */
