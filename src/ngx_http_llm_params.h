@@ -177,7 +177,9 @@ ngx_int_t ngx_http_llm_section(ngx_http_llm_prompt_t *prompt, uint32_t kind,
  * RFC 8259 object in valid UTF-8 without NUL characters, lone surrogates,
  * numbers beyond a double, more than NGX_HTTP_LLM_DEPTH_MAX levels or more than
  * NGX_HTTP_LLM_VALUES_MAX values;
- * ngx_http_llm_json_free() frees it.
+ * ngx_http_llm_json_free() frees it.  ngx_http_llm_json_check()
+ * (ngx_http_llm_json_check.c) is all of that for valid UTF-8 but the object,
+ * and points `seed` to the digits of an integer of that name in it.
  *
  * ngx_http_llm_json_fields() finds `n` names (in strcmp() order) in an object
  * in one pass; a name that is there twice is an error.  `where` precedes the
@@ -190,6 +192,8 @@ ngx_int_t ngx_http_llm_section(ngx_http_llm_prompt_t *prompt, uint32_t kind,
 ngx_int_t ngx_http_llm_json_parse(ngx_http_llm_json_t *json,
     const u_char *data, size_t len, ngx_http_llm_error_t *err);
 void ngx_http_llm_json_free(ngx_http_llm_json_t *json);
+ngx_int_t ngx_http_llm_json_check(const u_char *data, size_t len,
+    ngx_str_t *seed, ngx_http_llm_error_t *err);
 ngx_int_t ngx_http_llm_json_fields(const cJSON *object,
     const char *const *names, ngx_uint_t n, const cJSON **values,
     const char *where, ngx_http_llm_error_t *err);
@@ -209,7 +213,10 @@ ngx_int_t ngx_http_llm_json_string(const cJSON *value, const char *name,
 extern const char *const  ngx_http_llm_fields[];
 
 
-/* Fills `err` and returns NGX_ERROR; `param` and `code` may be NULL. */
+/*
+ * ngx_http_llm_error_set.c.  Fills `err` and returns NGX_ERROR; `param` and
+ * `code` may be NULL.
+ */
 
 ngx_int_t ngx_http_llm_error_set(ngx_http_llm_error_t *err, ngx_uint_t status,
     const char *code, const char *param, const char *fmt, ...)

@@ -128,8 +128,8 @@ $(BUILD)/tests/test_http_reply: tests/unit/test_http_reply.c \
 FUZZ_INC := $(addprefix -isystem $(NGINX_TREE)/,src/core src/event \
             src/event/modules src/os/unix src/http src/http/modules \
             objs)
-FUZZ_REQ := $(addprefix src/ngx_http_llm_,json.c params.c chat.c \
-              completion.c peek.c tags.c)
+FUZZ_REQ := $(addprefix src/ngx_http_llm_,json.c json_check.c \
+              error_set.c params.c chat.c completion.c peek.c tags.c)
 
 $(BUILD)/fuzz/fuzz_request: tests/fuzz/fuzz_request.c $(FUZZ_REQ) \
                             $(wildcard src/*.h) \
