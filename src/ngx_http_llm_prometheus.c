@@ -2,79 +2,23 @@
  * Counters and gauges in Prometheus' text format.
  *
  * All samples of a name must follow each other, so the families are walked,
- * and for each the models, engines or ranks.  With "vllm" those follow whose
- * meaning vLLM's have too, under its names and labels.
+ * and for each the models, engines or ranks.  With "vllm" those of
+ * ngx_http_llm_vllm.c follow.
  */
 
-#include "ngx_http_llm_metrics.h"
-
-
-/* What a family's samples are of. */
-
-typedef enum {
-    NGX_HTTP_LLM_OF_MODEL = 0,       /* offset in ngx_http_llm_counted_t */
-    NGX_HTTP_LLM_OF_ENGINE,          /* offset in ngx_http_llm_view_t */
-    NGX_HTTP_LLM_OF_RANK             /* offset in chan_board_rank_t */
-} ngx_http_llm_of_e;
-
-typedef struct {
-    const char                       *name;
-    const char                       *type;
-    const char                       *help;
-    ngx_http_llm_of_e                 of;
-    size_t                            offset;
-    ngx_uint_t                        thousandths;   /* 0 is no sample */
-} ngx_http_llm_family_t;
-
-typedef struct {
-    const char                       *name;
-    const char                       *help;
-    ngx_http_llm_histogram_e          which;
-} ngx_http_llm_times_t;
-
-typedef struct {
-    ngx_http_llm_writer_t            *out;
-    ngx_http_llm_counters_t          *counters;
-    ngx_uint_t                        nmodels;
-    ngx_http_llm_view_t              *views;
-    ngx_uint_t                        nviews;
-    ngx_uint_t                        vllm;    /* its labels */
-} ngx_http_llm_scrape_t;
+#include "ngx_http_llm_prometheus.h"
 
 
 static void ngx_http_llm_metrics_own(ngx_http_llm_scrape_t *s);
-static void ngx_http_llm_metrics_vllm(ngx_http_llm_scrape_t *s);
-static void ngx_http_llm_metrics_head(ngx_http_llm_scrape_t *s,
-    const char *name, const char *type, const char *help);
-static void ngx_http_llm_metrics_family(ngx_http_llm_scrape_t *s,
-    const ngx_http_llm_family_t *f);
 static void ngx_http_llm_metrics_value(ngx_http_llm_scrape_t *s,
     const ngx_http_llm_family_t *f, uint64_t value);
 static void ngx_http_llm_metrics_up(ngx_http_llm_scrape_t *s);
 static void ngx_http_llm_metrics_requests(ngx_http_llm_scrape_t *s);
 static void ngx_http_llm_metrics_routed(ngx_http_llm_scrape_t *s);
-static void ngx_http_llm_metrics_times(ngx_http_llm_scrape_t *s,
-    const ngx_http_llm_times_t *times);
 static void ngx_http_llm_metrics_bucket(ngx_http_llm_scrape_t *s,
     const char *name, ngx_http_llm_counted_t *m, uint64_t bound, uint64_t n);
-static void ngx_http_llm_metrics_success(ngx_http_llm_scrape_t *s);
-static void ngx_http_llm_metrics_usage(ngx_http_llm_scrape_t *s);
-static void ngx_http_llm_metrics_labels(ngx_http_llm_scrape_t *s,
-    const char *name, const char *key, const char *value);
-static void ngx_http_llm_metrics_label(ngx_http_llm_writer_t *w,
-    const char *key, const char *value, size_t len);
 static void ngx_http_llm_metrics_seconds(ngx_http_llm_writer_t *w,
     uint64_t us);
-
-
-#define ngx_http_llm_of_model(field)                                         \
-    NGX_HTTP_LLM_OF_MODEL, offsetof(ngx_http_llm_counted_t, field), 0
-
-#define ngx_http_llm_of_engine(field)                                        \
-    NGX_HTTP_LLM_OF_ENGINE, offsetof(ngx_http_llm_view_t, field), 0
-
-#define ngx_http_llm_of_rank(field)                                          \
-    NGX_HTTP_LLM_OF_RANK, offsetof(chan_board_rank_t, field), 0
 
 
 static const ngx_http_llm_family_t  ngx_http_llm_families[] = {
@@ -161,52 +105,6 @@ static const ngx_http_llm_times_t  ngx_http_llm_times[] = {
 };
 
 
-/* The same under vLLM's names. */
-
-static const ngx_http_llm_family_t  ngx_http_llm_vllm_families[] = {
-
-    { "vllm:num_requests_running", "gauge",
-      "Sequences that are being computed.",
-      ngx_http_llm_of_engine(state.running) },
-    { "vllm:num_requests_waiting", "gauge",
-      "Sequences in the engine's queue.",
-      ngx_http_llm_of_engine(state.waiting) },
-    { "vllm:prompt_tokens_total", "counter",
-      "Tokens of prompts.",
-      ngx_http_llm_of_model(prompt_tokens) },
-    { "vllm:generation_tokens_total", "counter",
-      "Tokens of answers.",
-      ngx_http_llm_of_model(completion_tokens) },
-    { "vllm:prefix_cache_queries_total", "counter",
-      "Tokens of prompts that were looked for in the prefix cache.",
-      ngx_http_llm_of_model(prompt_tokens) },
-    { "vllm:prefix_cache_hits_total", "counter",
-      "Tokens of prompts that were found in the prefix cache.",
-      ngx_http_llm_of_model(cached_tokens) },
-
-    { NULL, NULL, NULL, 0, 0, 0 }
-};
-
-
-static const ngx_http_llm_times_t  ngx_http_llm_vllm_times[] = {
-
-    { "vllm:time_to_first_token_seconds",
-      "Time from a request's submission to its first token.",
-      NGX_HTTP_LLM_H_TTFT },
-    { "vllm:request_time_per_output_token_seconds",
-      "Mean time of a request's tokens after the first.",
-      NGX_HTTP_LLM_H_TPOT },
-    { "vllm:request_queue_time_seconds",
-      "Time in the engine's queue.",
-      NGX_HTTP_LLM_H_QUEUE },
-    { "vllm:e2e_request_latency_seconds",
-      "Time from a request's first byte to the last of its answer.",
-      NGX_HTTP_LLM_H_DURATION },
-
-    { NULL, NULL, 0 }
-};
-
-
 ngx_int_t
 ngx_http_llm_metrics_put(ngx_http_request_t *r, ngx_http_llm_writer_t *w,
     ngx_uint_t vllm)
@@ -260,26 +158,7 @@ ngx_http_llm_metrics_own(ngx_http_llm_scrape_t *s)
 }
 
 
-static void
-ngx_http_llm_metrics_vllm(ngx_http_llm_scrape_t *s)
-{
-    ngx_uint_t  i;
-
-    ngx_http_llm_metrics_success(s);
-
-    for (i = 0; ngx_http_llm_vllm_times[i].name != NULL; i++) {
-        ngx_http_llm_metrics_times(s, &ngx_http_llm_vllm_times[i]);
-    }
-
-    for (i = 0; ngx_http_llm_vllm_families[i].name != NULL; i++) {
-        ngx_http_llm_metrics_family(s, &ngx_http_llm_vllm_families[i]);
-    }
-
-    ngx_http_llm_metrics_usage(s);
-}
-
-
-static void
+void
 ngx_http_llm_metrics_head(ngx_http_llm_scrape_t *s, const char *name,
     const char *type, const char *help)
 {
@@ -295,7 +174,7 @@ ngx_http_llm_metrics_head(ngx_http_llm_scrape_t *s, const char *name,
 }
 
 
-static void
+void
 ngx_http_llm_metrics_family(ngx_http_llm_scrape_t *s,
     const ngx_http_llm_family_t *f)
 {
@@ -490,7 +369,7 @@ ngx_http_llm_metrics_routed(ngx_http_llm_scrape_t *s)
 
 /* The buckets are copied first: they go on counting. */
 
-static void
+void
 ngx_http_llm_metrics_times(ngx_http_llm_scrape_t *s,
     const ngx_http_llm_times_t *times)
 {
@@ -560,84 +439,7 @@ ngx_http_llm_metrics_bucket(ngx_http_llm_scrape_t *s, const char *name,
 }
 
 
-/* What vLLM counts are answers, and those that were given up. */
-
-static void
-ngx_http_llm_metrics_success(ngx_http_llm_scrape_t *s)
-{
-    uint64_t                 n;
-    ngx_uint_t               i, j, k;
-    ngx_http_llm_counted_t  *m;
-
-    static const struct {
-        ngx_uint_t   reason;             /* of ngx_http_llm_reasons */
-        const char  *name;
-    } map[] = { { 0, "stop" }, { 1, "length" }, { 4, "abort" } };
-
-    ngx_http_llm_metrics_head(s, "vllm:request_success_total", "counter",
-                              "Requests that have ended.");
-
-    for (i = 0; i < s->nmodels; i++) {
-        m = &s->counters->models[i];
-
-        for (j = 0; j < sizeof(map) / sizeof(map[0]); j++) {
-
-            for (n = 0, k = 0; k < NGX_HTTP_LLM_STATUSES_MAX; k++) {
-                n += m->requests[k][map[j].reason];
-            }
-
-            ngx_http_llm_metrics_labels(s, "vllm:request_success_total",
-                                        "model", m->name);
-            ngx_http_llm_metrics_label(s->out, ",finished_reason",
-                                       map[j].name, ngx_strlen(map[j].name));
-            ngx_http_llm_put_literal(s->out, "} ");
-            ngx_http_llm_put_uint(s->out, n);
-            ngx_http_llm_put_literal(s->out, "\n");
-        }
-    }
-}
-
-
-static void
-ngx_http_llm_metrics_usage(ngx_http_llm_scrape_t *s)
-{
-    uint64_t              total, used;
-    ngx_uint_t            i, n;
-    ngx_http_llm_view_t  *view;
-
-    ngx_http_llm_metrics_head(s, "vllm:kv_cache_usage_perc", "gauge",
-                              "Share of KV blocks that sequences hold, 0 to "
-                              "1.");
-
-    for (i = 0; i < s->nviews; i++) {
-        view = &s->views[i];
-
-        for (n = 0, total = 0, used = 0; n < view->nranks; n++) {
-            total += view->ranks[n].blocks_total;
-            used += view->ranks[n].blocks_total
-                    - ngx_min(view->ranks[n].blocks_free,
-                              view->ranks[n].blocks_total);
-        }
-
-        if (total == 0) {
-            continue;
-        }
-
-        ngx_http_llm_metrics_labels(s, "vllm:kv_cache_usage_perc", "engine",
-                                    (char *) view->engine->name.data);
-        ngx_http_llm_put_literal(s->out, "} ");
-        ngx_http_llm_put_float(s->out, (double) used / (double) total);
-        ngx_http_llm_put_literal(s->out, "\n");
-    }
-}
-
-
-/*
- * The name and the first label.  vLLM's samples have both the engine and the
- * model; here an engine goes with its model's name, a model's with no engine.
- */
-
-static void
+void
 ngx_http_llm_metrics_labels(ngx_http_llm_scrape_t *s, const char *name,
     const char *key, const char *value)
 {
@@ -671,9 +473,9 @@ ngx_http_llm_metrics_labels(ngx_http_llm_scrape_t *s, const char *name,
 }
 
 
-/* `key` may begin with a comma.  Prometheus knows three escapes of JSON's. */
+/* Prometheus knows three escapes of JSON's. */
 
-static void
+void
 ngx_http_llm_metrics_label(ngx_http_llm_writer_t *w, const char *key,
     const char *value, size_t len)
 {
