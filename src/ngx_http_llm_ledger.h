@@ -16,6 +16,14 @@
 #include "ngx_http_llm_module.h"
 
 
+#define NGX_HTTP_LLM_LEDGER_ALL    "t"
+#define ngx_http_llm_ledger_now()  ((int64_t) ngx_time() / 86400)
+
+
+typedef struct {
+    ngx_shm_zone_t            *shm_zone;       /* NULL: nobody asks */
+} ngx_http_llm_ledger_conf_t;
+
 typedef struct {
     int64_t     day;                 /* since 1970 */
     uint64_t    requests;
@@ -43,6 +51,11 @@ extern ngx_module_t  ngx_http_llm_ledger_module;
 ngx_int_t ngx_http_llm_ledger_need(ngx_conf_t *cf);
 ngx_int_t ngx_http_llm_ledger_today(ngx_http_request_t *r,
     ngx_http_llm_day_t *day);
+
+
+/* ngx_http_llm_ledger_sheet.c: the content handler. */
+
+ngx_int_t ngx_http_llm_ledger_handler(ngx_http_request_t *r);
 
 
 #endif /* NGX_HTTP_LLM_LEDGER_H */
