@@ -12,8 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ep/ep_gather.h"
 #include "ep/ep_hub.h"
-#include "ep/ep_share.h"
 
 
 typedef struct {
@@ -30,12 +30,8 @@ typedef struct {
 typedef struct {
     ep_exchange_t   ex;              /* first: the two are cast */
     ep_host_all_t  *all;
-    ep_share_t      share;
+    ep_gather_t     mine;
     int             dispatched;
-    uint32_t       *offset;          /* [max_experts + 1], by slot */
-    uint32_t       *at;              /* [max_experts] where they go */
-    const float   **x;               /* [max pairs] */
-    float         **y;
 } ep_host_t;
 
 
@@ -120,7 +116,6 @@ nomem:
 static ep_host_t *
 ep_host_rank(ep_host_all_t *all, uint32_t rank)
 {
-    size_t      pairs;
     ep_host_t  *h;
 
     h = calloc(1, sizeof(ep_host_t));
@@ -128,18 +123,11 @@ ep_host_rank(ep_host_all_t *all, uint32_t rank)
         return NULL;
     }
 
-    /* every row of every rank may want this rank's experts only */
-
-    pairs = (size_t) all->ranks * all->max_rows * all->max_top_k + 1;
-
     h->all = all;
-    h->offset = calloc((size_t) all->max_experts + 1, sizeof(uint32_t));
-    h->at = calloc((size_t) all->max_experts + 1, sizeof(uint32_t));
-    h->x = calloc(pairs, sizeof(*h->x));
-    h->y = calloc(pairs, sizeof(*h->y));
 
-    if (ep_share_open(&h->share, all->ranks, all->max_experts) != 0
-        || h->offset == NULL || h->at == NULL || h->x == NULL || h->y == NULL)
+    if (ep_gather_open(&h->mine, all->ranks, all->max_rows, all->max_top_k,
+                       all->max_experts)
+        != 0)
     {
         ep_host_rank_free(h);
         return NULL;
@@ -161,11 +149,7 @@ ep_host_rank(ep_host_all_t *all, uint32_t rank)
 static void
 ep_host_rank_free(ep_host_t *h)
 {
-    ep_share_close(&h->share);
-    free(h->offset);
-    free(h->at);
-    free(h->x);
-    free(h->y);
+    ep_gather_close(&h->mine);
     free(h);
 }
 
@@ -206,15 +190,8 @@ ep_host_dispatch(ep_exchange_t *ex, const ep_send_t *send, be_pairs_t *pairs,
         return -1;
     }
 
-    ep_share_out(&h->share, send->placement, all->send);
     ep_host_collect(h, send->placement);
-
-    pairs->n_experts = send->placement->count[ex->rank];
-    pairs->offset = h->offset;
-    pairs->x = h->x;
-    pairs->y = h->y;
-    pairs->max = 0;
-    pairs->row = NULL;
+    ep_gather_pairs(&h->mine, send->placement, ex->rank, pairs);
 
     h->dispatched = 1;
 
@@ -237,35 +214,21 @@ ep_host_check(ep_host_t *h, const ep_send_t *send, char *err)
         return -1;
     }
 
-    return ep_share_check(&h->share, h->ex.rank, send, all->max_rows,
+    return ep_share_check(&h->mine.share, h->ex.rank, send, all->max_rows,
                           all->max_top_k, UINT32_MAX, err);
 }
 
-
-/* A counting sort of the pairs that are ours, by slot. */
 
 static void
 ep_host_collect(ep_host_t *h, const ep_placement_t *p)
 {
     size_t            i, n;
-    uint32_t          e, r, j, at, sum, slots, me;
+    uint32_t          e, r, me;
     const ep_send_t  *s;
-    const uint32_t   *expert;
 
     me = h->ex.rank;
-    slots = p->count[me];
-    expert = p->expert + p->begin[me];
-    sum = 0;
 
-    for (j = 0; j < slots; j++) {
-        h->offset[j] = sum;
-        h->at[expert[j]] = sum;
-        sum += ep_share_count(&h->share, p, expert[j], me);
-    }
-
-    h->offset[slots] = sum;
-
-    ep_share_walk(&h->share, p);
+    ep_gather_begin(&h->mine, p, h->all->send, me);
 
     for (r = 0; r < h->all->ranks; r++) {
         s = &h->all->send[r];
@@ -274,10 +237,9 @@ ep_host_collect(ep_host_t *h, const ep_placement_t *p)
         for (i = 0; i < n; i++) {
             e = (uint32_t) s->id[i];
 
-            if (ep_share_next(&h->share, p, e) == me) {
-                at = h->at[e]++;
-                h->x[at] = s->x + i / s->top_k * s->hidden;
-                h->y[at] = s->contrib + i * s->hidden;
+            if (ep_share_next(&h->mine.share, p, e) == me) {
+                ep_gather_put(&h->mine, e, s->x + i / s->top_k * s->hidden,
+                              s->contrib + i * s->hidden);
             }
         }
     }

@@ -193,7 +193,6 @@ tcp_all_free(ep_tcp_all_t *all)
 static ep_tcp_t *
 tcp_rank(ep_tcp_all_t *all, uint32_t index)
 {
-    size_t     pairs;
     ep_tcp_t  *t;
 
     t = calloc(1, sizeof(ep_tcp_t));
@@ -201,23 +200,16 @@ tcp_rank(ep_tcp_all_t *all, uint32_t index)
         return NULL;
     }
 
-    /* every row of every rank may want this rank's experts only */
-
-    pairs = (size_t) all->ranks * all->max_rows * all->max_top_k + 1;
-
     t->all = all;
     t->index = index;
-    t->offset = calloc((size_t) all->max_experts + 1, sizeof(uint32_t));
-    t->at = calloc((size_t) all->max_experts + 1, sizeof(uint32_t));
-    t->x = calloc(pairs, sizeof(*t->x));
-    t->y = calloc(pairs, sizeof(*t->y));
     t->from = calloc((size_t) all->max_rows * all->max_top_k + 1,
                      sizeof(*t->from));
     t->count = calloc(all->n_nodes, sizeof(tcp_count_t));
 
-    if (ep_share_open(&t->share, all->ranks, all->max_experts) != 0
-        || t->offset == NULL || t->at == NULL || t->x == NULL
-        || t->y == NULL || t->from == NULL || t->count == NULL)
+    if (ep_gather_open(&t->mine, all->ranks, all->max_rows, all->max_top_k,
+                       all->max_experts)
+        != 0
+        || t->from == NULL || t->count == NULL)
     {
         tcp_rank_free(t);
         return NULL;
@@ -239,11 +231,7 @@ tcp_rank(ep_tcp_all_t *all, uint32_t index)
 static void
 tcp_rank_free(ep_tcp_t *t)
 {
-    ep_share_close(&t->share);
-    free(t->offset);
-    free(t->at);
-    free(t->x);
-    free(t->y);
+    ep_gather_close(&t->mine);
     free(t->from);
     free(t->count);
     free(t);
@@ -280,15 +268,8 @@ tcp_dispatch(ep_exchange_t *ex, const ep_send_t *send, be_pairs_t *pairs,
         return -1;
     }
 
-    ep_share_out(&t->share, send->placement, all->send);
     tcp_collect(t, send->placement);
-
-    pairs->n_experts = send->placement->count[ex->rank];
-    pairs->offset = t->offset;
-    pairs->x = t->x;
-    pairs->y = t->y;
-    pairs->max = 0;
-    pairs->row = NULL;
+    ep_gather_pairs(&t->mine, send->placement, ex->rank, pairs);
 
     t->dispatched = 1;
 
@@ -309,7 +290,7 @@ tcp_check(ep_tcp_t *t, const ep_send_t *send, char *err)
         return -1;
     }
 
-    return ep_share_check(&t->share, t->ex.rank, send, all->max_rows,
+    return ep_share_check(&t->mine.share, t->ex.rank, send, all->max_rows,
                           all->max_top_k, all->max_hidden, err);
 }
 
@@ -361,35 +342,22 @@ tcp_dispatch_last(void *ctx, char *err)
 
 
 /*
- * A counting sort of the pairs that are ours, by slot; and where pairs of
- * other nodes lie in what is given and taken.
+ * The pairs that are ours, and where pairs of other nodes lie in what is given
+ * and taken.
  */
 
 static void
 tcp_collect(ep_tcp_t *t, const ep_placement_t *p)
 {
     size_t            i, n;
-    uint32_t          e, r, j, sum, slots, me;
+    uint32_t          e, r;
     ep_tcp_all_t     *all;
     const ep_send_t  *s;
-    const uint32_t   *expert;
 
     all = t->all;
-    me = t->ex.rank;
-    slots = p->count[me];
-    expert = p->expert + p->begin[me];
-    sum = 0;
-
-    for (j = 0; j < slots; j++) {
-        t->offset[j] = sum;
-        t->at[expert[j]] = sum;
-        sum += ep_share_count(&t->share, p, expert[j], me);
-    }
-
-    t->offset[slots] = sum;
 
     memset(t->count, 0, all->n_nodes * sizeof(tcp_count_t));
-    ep_share_walk(&t->share, p);
+    ep_gather_begin(&t->mine, p, all->send, t->ex.rank);
 
     for (r = 0; r < all->ranks; r++) {
         s = &all->send[r];
@@ -397,7 +365,7 @@ tcp_collect(ep_tcp_t *t, const ep_placement_t *p)
 
         for (i = 0; i < n; i++) {
             e = (uint32_t) s->id[i];
-            tcp_pair(t, r, i, ep_share_next(&t->share, p, e), e);
+            tcp_pair(t, r, i, ep_share_next(&t->mine.share, p, e), e);
         }
     }
 }
@@ -408,7 +376,7 @@ tcp_pair(ep_tcp_t *t, uint32_t home, size_t i, uint32_t owner, uint32_t e)
 {
     size_t            row, n;
     float            *y;
-    uint32_t          at, there;
+    uint32_t          there;
     ep_tcp_all_t     *all;
     const float      *x;
     const ep_send_t  *s;
@@ -457,9 +425,7 @@ tcp_pair(ep_tcp_t *t, uint32_t home, size_t i, uint32_t owner, uint32_t e)
         y = all->peer[home / all->local].give + n * s->hidden;
     }
 
-    at = t->at[e]++;
-    t->x[at] = x;
-    t->y[at] = y;
+    ep_gather_put(&t->mine, e, x, y);
 }
 
 

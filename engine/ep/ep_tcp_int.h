@@ -7,8 +7,8 @@
 
 #include <stdatomic.h>
 
+#include "ep/ep_gather.h"
 #include "ep/ep_hub.h"
-#include "ep/ep_share.h"
 #include "ep/ep_tcp.h"
 
 
@@ -59,12 +59,8 @@ typedef struct {
     ep_exchange_t   ex;              /* first */
     ep_tcp_all_t   *all;
     uint32_t        index;           /* among the node's ranks */
-    ep_share_t      share;
+    ep_gather_t     mine;
     int             dispatched;
-    uint32_t       *offset;
-    uint32_t       *at;
-    const float   **x;
-    float         **y;
     const float   **from;            /* [rows][top_k], NULL: it was here */
     tcp_count_t    *count;           /* [n_nodes] */
 } ep_tcp_t;
