@@ -72,7 +72,8 @@ SHIM_INC := $(addprefix -isystem $(NGINX_TREE)/,src/core src/event \
 SHIM_SRC := $(addprefix src/ngx_http_llm_,tags.c prefix.c pick.c bucket.c \
                                        table.c) \
             tests/shim/ngx_shim.c
-SHIM_DEP := $(SHIM_SRC) $(addprefix src/ngx_http_llm_,prefix.h bucket.h table.h) \
+SHIM_DEP := $(SHIM_SRC) \
+            $(addprefix src/ngx_http_llm_,prefix.h bucket.h table.h) \
             tests/shim/ngx_shim.h $(BUILD)/libllm.a $(NGINX_TREE)/objs/Makefile
 SHIM_CC   = $(CC) $(CFLAGS) $(SHIM_INC) -Isrc -Itests $(LDFLAGS) -o $@ \
             $(filter %.c,$^) $(BUILD)/libllm.a $(LDLIBS)
@@ -85,17 +86,11 @@ $(BUILD)/tests/bench/bench_route: tests/bench/bench_route.c $(ROUTE_SRC) \
 	@echo "CC $<"
 	$(Q)$(SHIM_CC)
 
-$(BUILD)/tests/test_http_prefix: tests/unit/test_http_prefix.c $(SHIM_DEP)
-	@mkdir -p $(@D)
-	@echo "CC $<"
-	$(Q)$(SHIM_CC) -lcmocka
+SHIM_TEST := $(addprefix $(BUILD)/tests/test_http_,prefix pick tags table \
+                                                   bucket)
 
-$(BUILD)/tests/test_http_table: tests/unit/test_http_table.c $(SHIM_DEP)
-	@mkdir -p $(@D)
-	@echo "CC $<"
-	$(Q)$(SHIM_CC) -lcmocka
-
-$(BUILD)/tests/test_http_bucket: tests/unit/test_http_bucket.c $(SHIM_DEP)
+$(SHIM_TEST): $(BUILD)/tests/%: tests/unit/%.c $(SHIM_DEP) \
+                                tests/unit/prefix_zone.h
 	@mkdir -p $(@D)
 	@echo "CC $<"
 	$(Q)$(SHIM_CC) -lcmocka
