@@ -86,12 +86,13 @@ quant_floats(be_t *be, const be_weight_t *w)
 }
 
 
-/* INT8 on the matrix unit: integers, and weights that are not rounded. */
+/* INT8 with VNNI: integers, and weights that are not rounded. */
 
 static int
 quant_integers(const char *path, be_dtype_t compute, be_dtype_t type)
 {
-    return compute == BE_BF16 && type == BE_INT8 && strcmp(path, "amx") == 0;
+    return compute == BE_BF16 && type == BE_INT8
+           && (strcmp(path, "amx") == 0 || strcmp(path, "avx512bf16") == 0);
 }
 
 

@@ -13,6 +13,7 @@
  *     be_kernels*    inner loops, a table for each kernel path
  *     be_panels*     products with quantised weights, for each kernel path
  *     be_simd.h      vectors of floats, AVX2 or AVX-512
+ *     be_bf16.h      products of pairs of BF16; attention with them
  *     be_amx*        the matrix unit
  */
 

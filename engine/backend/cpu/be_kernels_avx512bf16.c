@@ -6,23 +6,23 @@
 
 #if defined(__x86_64__)
 
+#include "backend/cpu/be_bf16.h"
 #include "backend/cpu/be_kernels_simd.h"
 #include "backend/cpu/be_panels.h"
 
 
-#define BF16_PAD     32              /* elements of a vector */
-#define BF16_ROWS    6               /* of a register tile */
-#define BF16_COLS    4
-#define BF16_VALUES  12
+#define BF16_ROWS  6                 /* of a register tile */
+#define BF16_COLS  4
+#define BF16_FEW   8                 /* rows that wait for memory */
+#define BF16_AHEAD 8192              /* bytes to ask for */
 
 
 static size_t bf16_size(uint32_t rows, uint32_t k);
 static void bf16_pack(void *act, uint32_t k, uint32_t row, uint32_t col,
     const float *const *x, uint32_t m, uint32_t n);
-static void bf16_product(const void *act, uint32_t k, uint32_t row,
+static void bf16_product_any(const void *act, uint32_t k, uint32_t row,
     uint32_t m, const uint8_t *w, size_t ldw, uint32_t n, float *c,
     size_t ldc);
-static void bf16_value(be_value_t *value);
 
 
 const be_kernels_t  be_kernels_avx512bf16 = {
@@ -38,12 +38,16 @@ const be_kernels_t  be_kernels_avx512bf16 = {
             .softmax = simd_softmax
         },
         [BE_BF16] = {
-            .gemm[BE_BF16] = { 1, bf16_size, bf16_pack, bf16_product },
-            BE_PANEL_GEMMS(1, bf16_size, bf16_pack, be_panels_avx512bf16),
-            .prob_size = sizeof(uint16_t),
-            .value_size = simd_value_size,
-            .value = bf16_value,
-            .softmax = simd_softmax_bf16
+            .gemm[BE_BF16] = { 1, bf16_size, bf16_pack, bf16_product_any },
+            .gemm[BE_F8E4M3] = { 1, bf16_size, bf16_pack,
+                                 be_panels_avx512bf16_f8 },
+            .gemm[BE_INT4] = { 1, bf16_size, bf16_pack,
+                               be_panels_avx512bf16_int4 },
+            .gemm[BE_INT8] = { BE_ROW_BLOCK, be_panels_int8_size,
+                               be_panels_int8_pack, be_panels_vnni_int8,
+                               BE_GROUP_INT8 },
+            .run_size = be_bf16_run_size,
+            .run = be_bf16_run
         }
     },
     .norm = simd_norm,
@@ -91,17 +95,9 @@ bf16_load(const void *p)
 }
 
 
-BE_INLINE __m512i
-bf16_loadn(const void *p, uint32_t n)
-{
-    return _mm512_maskz_loadu_epi16((n >= 32) ? 0xffffffff : (1u << n) - 1,
-                                    p);
-}
-
-
 BE_INLINE void
 bf16_tile(const uint16_t *a, size_t lda, uint32_t k, const uint8_t *const *w,
-    float *c, size_t ldc, uint32_t n, const uint32_t rows)
+    float *c, size_t ldc, uint32_t n, const uint32_t rows, const int ahead)
 {
     vf_t      acc[BF16_ROWS][BF16_COLS];
     __m512i   b[BF16_COLS], x;
@@ -118,6 +114,11 @@ bf16_tile(const uint16_t *a, size_t lda, uint32_t k, const uint8_t *const *w,
     for (l = 0; l < k; l += BF16_PAD) {
 #pragma GCC unroll 8
         for (j = 0; j < BF16_COLS; j++) {
+            if (ahead) {
+                _mm_prefetch(w[j] + (size_t) l * 2 + BF16_AHEAD,
+                             _MM_HINT_T1);
+            }
+
             b[j] = (k - l >= BF16_PAD) ? bf16_load(w[j] + (size_t) l * 2)
                    : bf16_loadn(w[j] + (size_t) l * 2, k - l);
         }
@@ -141,9 +142,39 @@ bf16_tile(const uint16_t *a, size_t lda, uint32_t k, const uint8_t *const *w,
 }
 
 
-static void
+BE_INLINE void
+bf16_rows(const uint16_t *a, size_t lda, uint32_t k, const uint8_t *const *w,
+    float *c, size_t ldc, uint32_t n, uint32_t rows, const int ahead)
+{
+    switch (rows) {
+    case 1:
+        bf16_tile(a, lda, k, w, c, ldc, n, 1, ahead);
+        break;
+    case 2:
+        bf16_tile(a, lda, k, w, c, ldc, n, 2, ahead);
+        break;
+    case 3:
+        bf16_tile(a, lda, k, w, c, ldc, n, 3, ahead);
+        break;
+    case 4:
+        bf16_tile(a, lda, k, w, c, ldc, n, 4, ahead);
+        break;
+    case 5:
+        bf16_tile(a, lda, k, w, c, ldc, n, 5, ahead);
+        break;
+    default:
+        bf16_tile(a, lda, k, w, c, ldc, n, 6, ahead);
+        break;
+    }
+}
+
+
+/* Those that come first ask for the weights that come next. */
+
+BE_INLINE void
 bf16_product(const void *act, uint32_t k, uint32_t row, uint32_t m,
-    const uint8_t *w, size_t ldw, uint32_t n, float *c, size_t ldc)
+    const uint8_t *w, size_t ldw, uint32_t n, float *c, size_t ldc,
+    const int ahead)
 {
     float           *to;
     size_t           lda;
@@ -167,129 +198,32 @@ bf16_product(const void *act, uint32_t k, uint32_t row, uint32_t m,
             a = (const uint16_t *) act + (row + i) * lda;
             to = c + i * ldc + j;
 
-            switch (rows) {
-            case 1:
-                bf16_tile(a, lda, k, wj, to, ldc, cols, 1);
-                break;
-            case 2:
-                bf16_tile(a, lda, k, wj, to, ldc, cols, 2);
-                break;
-            case 3:
-                bf16_tile(a, lda, k, wj, to, ldc, cols, 3);
-                break;
-            case 4:
-                bf16_tile(a, lda, k, wj, to, ldc, cols, 4);
-                break;
-            case 5:
-                bf16_tile(a, lda, k, wj, to, ldc, cols, 5);
-                break;
-            default:
-                bf16_tile(a, lda, k, wj, to, ldc, cols, 6);
-                break;
+            if (ahead && i == 0) {
+                bf16_rows(a, lda, k, wj, to, ldc, cols, rows, 1);
+
+            } else {
+                bf16_rows(a, lda, k, wj, to, ldc, cols, rows, 0);
             }
         }
     }
 }
 
 
-/*
- * `rows` queries by 32 columns of v, or fewer.  The rows of two tokens are
- * interleaved, so that one instruction adds both of their products; an odd
- * last token goes with zeros.
- */
-
-BE_INLINE void
-bf16_value_tile(const uint16_t *p, const uint8_t *v, size_t ldv, uint32_t n,
-    uint32_t dim, const float *rescale, float *o, size_t ldo,
-    const uint32_t rows)
-{
-    vf_t      acc[BF16_VALUES][2];
-    int32_t   pair;
-    __m512i   even, odd, low, high, at_low, at_high, x;
-    uint32_t  i, t, d0, d1;
-
-    static const uint16_t  order[64] = {
-        0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
-        8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47,
-        16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
-        24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63
-    };
-
-    at_low = _mm512_loadu_si512(order);
-    at_high = _mm512_loadu_si512(order + 32);
-
-    d0 = (dim < VL) ? dim : VL;
-    d1 = dim - d0;
-
-#pragma GCC unroll 12
-    for (i = 0; i < rows; i++) {
-        acc[i][0] = vf_mul(vf_loadn(o + i * ldo, d0), vf_set1(rescale[i]));
-        acc[i][1] = vf_mul(vf_loadn(o + i * ldo + VL, d1),
-                           vf_set1(rescale[i]));
-    }
-
-    for (t = 0; t < n; t += 2) {
-        even = bf16_loadn(v + t * ldv, dim);
-        odd = (t + 1 < n) ? bf16_loadn(v + (t + 1) * ldv, dim)
-                          : _mm512_setzero_si512();
-
-        low = _mm512_permutex2var_epi16(even, at_low, odd);
-        high = _mm512_permutex2var_epi16(even, at_high, odd);
-
-#pragma GCC unroll 12
-        for (i = 0; i < rows; i++) {
-            memcpy(&pair, p + i * BE_BLOCK + t, sizeof(pair));
-            x = _mm512_set1_epi32(pair);
-
-            acc[i][0] = _mm512_dpbf16_ps(acc[i][0], (__m512bh) x,
-                                         (__m512bh) low);
-            acc[i][1] = _mm512_dpbf16_ps(acc[i][1], (__m512bh) x,
-                                         (__m512bh) high);
-        }
-    }
-
-#pragma GCC unroll 12
-    for (i = 0; i < rows; i++) {
-        vf_storen(o + i * ldo, acc[i][0], d0);
-        vf_storen(o + i * ldo + VL, acc[i][1], d1);
-    }
-}
-
-
 static void
-bf16_value(be_value_t *value)
+bf16_product_any(const void *act, uint32_t k, uint32_t row, uint32_t m,
+    const uint8_t *w, size_t ldw, uint32_t n, float *c, size_t ldc)
 {
-    float           *o;
-    uint32_t         i, j, d;
-    const uint8_t   *v;
-    const uint16_t  *p;
-
-    p = value->p;
-
-    for (j = 0; j < value->dim; j += BF16_PAD) {
-        d = (value->dim - j < BF16_PAD) ? value->dim - j : BF16_PAD;
-        v = value->v + (size_t) j * 2;
-        o = value->o + j;
-
-        for (i = 0; i + BF16_VALUES <= value->m; i += BF16_VALUES) {
-            bf16_value_tile(p + i * BE_BLOCK, v, value->ldv, value->n, d,
-                            value->rescale + i, o + i * value->ldo,
-                            value->ldo, BF16_VALUES);
-        }
-
-        for ( /* void */ ; i + 4 <= value->m; i += 4) {
-            bf16_value_tile(p + i * BE_BLOCK, v, value->ldv, value->n, d,
-                            value->rescale + i, o + i * value->ldo,
-                            value->ldo, 4);
-        }
-
-        for ( /* void */ ; i < value->m; i++) {
-            bf16_value_tile(p + i * BE_BLOCK, v, value->ldv, value->n, d,
-                            value->rescale + i, o + i * value->ldo,
-                            value->ldo, 1);
-        }
-    }
+    bf16_product(act, k, row, m, w, ldw, n, c, ldc, m <= BF16_FEW);
 }
+
+
+void
+be_bf16_scores(const be_run_t *run, const uint8_t *kv, uint32_t n, float *s,
+    size_t lds)
+{
+    bf16_product(run->q, run->k, 0, run->m, kv, run->ldkv, n, s, lds, 0);
+}
+
 
 #else
 

@@ -466,32 +466,6 @@ simd_softmax_rounded(const float *s, uint32_t n, float scale, float *max,
 }
 
 
-#if defined(__AVX512BF16__)
-
-/* The same, kept as BF16. */
-
-static __attribute__((unused)) float
-simd_softmax_bf16(const float *s, uint32_t n, float scale, float *max,
-    float *sum, void *p)
-{
-    vf_t      v[BE_BLOCK / VL];
-    float     rescale;
-    uint32_t  i;
-
-    rescale = simd_softmax_block(s, n, scale, max, sum, v);
-
-#pragma GCC unroll 4
-    for (i = 0; i < BE_BLOCK / VL; i++) {
-        _mm256_storeu_si256((__m256i *) ((uint16_t *) p + i * VL),
-                            (__m256i) _mm512_cvtneps_pbh(v[i]));
-    }
-
-    return rescale;
-}
-
-#endif
-
-
 /* --- rows -------------------------------------------------------------- */
 
 static void

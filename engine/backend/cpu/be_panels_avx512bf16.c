@@ -147,12 +147,6 @@ BE_PANEL_PRODUCT(be_panels_avx512bf16_f8)
 }
 
 
-BE_PANEL_PRODUCT(be_panels_avx512bf16_int8)
-{
-    pairs_product(act, k, row, m, w, ldw, n, c, ldc, BE_INT8);
-}
-
-
 BE_PANEL_PRODUCT(be_panels_avx512bf16_int4)
 {
     pairs_product(act, k, row, m, w, ldw, n, c, ldc, BE_INT4);

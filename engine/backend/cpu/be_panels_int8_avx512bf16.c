@@ -10,7 +10,8 @@
  * and by whatever instruction.  It becomes a float once, and floats are summed
  * over the groups in order: a chain of fused multiply-adds for each output.
  * So few rows on the vector unit and many on the matrix unit give the same
- * bits, and neither has to make the weights into anything else.
+ * bits, and neither has to make the weights into anything else.  Where there
+ * is no matrix unit all rows go over vectors, and to the same bits.
  *
  * Packed, for each 16 rows and 64 elements:
  *
@@ -40,8 +41,8 @@
 #define INT8_SMALL   0x1p-100f                   /* groups of less are zero */
 #define INT8_BAD     0x7f800000u                 /* bits: not finite */
 #define INT8_AHEAD   2048                        /* bytes to prefetch */
-#define INT8_ROWS    3                           /* of vectors together */
-#define INT8_FEW     3                           /* rows for vectors */
+#define INT8_ROWS    8                           /* of vectors together */
+#define INT8_FEW     3                           /* rows that have two chains */
 
 
 static void int8_pack_group(uint8_t *to, uint32_t row, const float *x,
@@ -148,20 +149,28 @@ int8_pack_group(uint8_t *to, uint32_t row, const float *x, uint32_t n)
 }
 
 
-/* `rows` rows by a panel of which n outputs are there, on vectors. */
+/*
+ * Rows row … of a block by a panel of which n outputs are there, on vectors.
+ * Few rows have two chains for each digit, or they would wait for their own
+ * sums.
+ */
 
 BE_INLINE void
-int8_vectors(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
-    size_t ldc, uint32_t n, const uint32_t rows)
+int8_vectors(const uint8_t *a, uint32_t row, uint32_t groups,
+    const uint8_t *w, float *c, size_t ldc, uint32_t n, const uint32_t rows)
 {
     vf_t            acc[INT8_ROWS], s, f;
     int32_t         digit, total;
     float           scale;
     __m512i         high[INT8_ROWS][2], low[INT8_ROWS][2], x, y;
     uint32_t        g, i, j, r;
-    const uint8_t  *code;
+    const uint8_t  *code, *own;
+    const uint32_t  chains = (rows <= INT8_FEW) ? 2 : 1;
 
-#pragma GCC unroll 3
+    own = a + INT8_SCALE + row * 4;
+    a += row * 64;
+
+#pragma GCC unroll 8
     for (r = 0; r < rows; r++) {
         acc[r] = vf_zero();
     }
@@ -170,55 +179,89 @@ int8_vectors(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
         s = vf_load_bf16(w + g % 2 * BE_PANEL * 2);
         code = w + 2 * BE_PANEL * 2 + g % 2 * AMX_TILE;
 
-#pragma GCC unroll 3
+#pragma GCC unroll 8
         for (r = 0; r < rows; r++) {
-            memcpy(&total, a + INT8_SUM + r * 4, 4);
+            memcpy(&total, own + 64 + r * 4, 4);
             low[r][0] = _mm512_set1_epi32(total);
             low[r][1] = _mm512_setzero_si512();
             high[r][0] = _mm512_setzero_si512();
             high[r][1] = _mm512_setzero_si512();
         }
 
+#pragma GCC unroll 16
+        for (i = 0; i < 16; i++) {
+            j = i % chains;
+
+            _mm_prefetch(code + i * 64 + INT8_AHEAD, _MM_HINT_T0);
+            x = _mm512_xor_si512(_mm512_loadu_si512(code + i * 64),
+                                 _mm512_set1_epi32((int) 0x80808080));
+
 #pragma GCC unroll 8
-        for (i = 0; i < 16; i += 2) {
-#pragma GCC unroll 2
-            for (j = 0; j < 2; j++) {
-                _mm_prefetch(code + (i + j) * 64 + INT8_AHEAD, _MM_HINT_T0);
-                x = _mm512_xor_si512(
-                        _mm512_loadu_si512(code + (i + j) * 64),
-                        _mm512_set1_epi32((int) 0x80808080));
+            for (r = 0; r < rows; r++) {
+                memcpy(&digit, a + r * 64 + i * 4, 4);
+                y = _mm512_set1_epi32(digit);
+                high[r][j] = _mm512_dpbusd_epi32(high[r][j], x, y);
 
-#pragma GCC unroll 3
-                for (r = 0; r < rows; r++) {
-                    memcpy(&digit, a + r * 64 + (i + j) * 4, 4);
-                    y = _mm512_set1_epi32(digit);
-                    high[r][j] = _mm512_dpbusd_epi32(high[r][j], x, y);
-
-                    memcpy(&digit, a + AMX_TILE + r * 64 + (i + j) * 4, 4);
-                    y = _mm512_set1_epi32(digit);
-                    low[r][j] = _mm512_dpbusd_epi32(low[r][j], x, y);
-                }
+                memcpy(&digit, a + AMX_TILE + r * 64 + i * 4, 4);
+                y = _mm512_set1_epi32(digit);
+                low[r][j] = _mm512_dpbusd_epi32(low[r][j], x, y);
             }
         }
 
-#pragma GCC unroll 3
+#pragma GCC unroll 8
         for (r = 0; r < rows; r++) {
-            x = _mm512_add_epi32(high[r][0], high[r][1]);
-            x = _mm512_add_epi32(_mm512_slli_epi32(x, 8),
-                                 _mm512_add_epi32(low[r][0], low[r][1]));
+            if (chains == 2) {
+                high[r][0] = _mm512_add_epi32(high[r][0], high[r][1]);
+                low[r][0] = _mm512_add_epi32(low[r][0], low[r][1]);
+            }
 
-            f = _mm512_cvtepi32_ps(x);
-            memcpy(&scale, a + INT8_SCALE + r * 4, 4);
+            f = _mm512_cvtepi32_ps(_mm512_add_epi32(
+                    _mm512_slli_epi32(high[r][0], 8), low[r][0]));
+            memcpy(&scale, own + r * 4, 4);
             acc[r] = vf_fma(f, vf_mul(s, vf_set1(scale)), acc[r]);
         }
 
         a += INT8_BLOCK;
+        own += INT8_BLOCK;
         w += (g % 2) * be_quant_chunk(BE_INT8);
     }
 
-#pragma GCC unroll 3
+#pragma GCC unroll 8
     for (r = 0; r < rows; r++) {
         vf_storen(c + r * ldc, acc[r], n);
+    }
+}
+
+
+static void
+int8_few(const uint8_t *a, uint32_t row, uint32_t groups, const uint8_t *w,
+    float *c, size_t ldc, uint32_t n, uint32_t rows)
+{
+    switch (rows) {
+    case 1:
+        int8_vectors(a, row, groups, w, c, ldc, n, 1);
+        break;
+    case 2:
+        int8_vectors(a, row, groups, w, c, ldc, n, 2);
+        break;
+    case 3:
+        int8_vectors(a, row, groups, w, c, ldc, n, 3);
+        break;
+    case 4:
+        int8_vectors(a, row, groups, w, c, ldc, n, 4);
+        break;
+    case 5:
+        int8_vectors(a, row, groups, w, c, ldc, n, 5);
+        break;
+    case 6:
+        int8_vectors(a, row, groups, w, c, ldc, n, 6);
+        break;
+    case 7:
+        int8_vectors(a, row, groups, w, c, ldc, n, 7);
+        break;
+    default:
+        int8_vectors(a, row, groups, w, c, ldc, n, 8);
+        break;
     }
 }
 
@@ -340,25 +383,14 @@ static void
 int8_rows(const uint8_t *a, uint32_t groups, const uint8_t *w, float *c,
     size_t ldc, uint32_t m, uint32_t n, uint32_t rows)
 {
-    switch (m) {
-    case 1:
-        int8_vectors(a, groups, w, c, ldc, n, 1);
-        break;
-    case 2:
-        int8_vectors(a, groups, w, c, ldc, n, 2);
-        break;
-    case 3:
-        int8_vectors(a, groups, w, c, ldc, n, 3);
-        break;
-    default:
-        if (rows == AMX_ROWS) {
-            int8_tiles(a, groups, w, c, ldc, m, n, AMX_ROWS);
+    if (m <= INT8_FEW) {
+        int8_few(a, 0, groups, w, c, ldc, n, m);
 
-        } else {
-            int8_tiles(a, groups, w, c, ldc, m, n, AMX_ROWS / 2);
-        }
+    } else if (rows == AMX_ROWS) {
+        int8_tiles(a, groups, w, c, ldc, m, n, AMX_ROWS);
 
-        break;
+    } else {
+        int8_tiles(a, groups, w, c, ldc, m, n, AMX_ROWS / 2);
     }
 }
 
@@ -395,6 +427,33 @@ BE_PANEL_PRODUCT(be_panels_int8)
 
     if (m > INT8_FEW && rows != AMX_ROWS) {
         be_amx_configure_rows(AMX_ROWS);
+    }
+}
+
+
+/* The same without the matrix unit. */
+
+BE_PANEL_PRODUCT(be_panels_vnni_int8)
+{
+    size_t          block;
+    uint32_t        groups, i, j, rows, left;
+    const uint8_t  *a;
+
+    groups = (k + INT8_GROUP - 1) / INT8_GROUP;
+    block = be_panels_int8_size(AMX_ROWS, k);
+
+    for (j = 0; j < n; j += BE_PANEL) {
+        for (i = 0; i < m; i += rows) {
+            a = (const uint8_t *) act + (row + i) / AMX_ROWS * block;
+            left = AMX_ROWS - i % AMX_ROWS;
+            left = (m - i < left) ? m - i : left;
+            rows = (left <= INT8_ROWS) ? left : (left + 1) / 2;
+
+            int8_few(a, i % AMX_ROWS, groups, w, c + i * ldc + j, ldc,
+                     (n - j < BE_PANEL) ? n - j : BE_PANEL, rows);
+        }
+
+        w += ldw;
     }
 }
 

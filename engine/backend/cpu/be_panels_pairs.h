@@ -182,23 +182,6 @@ pairs_decode(const uint8_t *chunk, uint32_t half, uint8_t *out,
         return;
     }
 
-    if (dtype == BE_INT8) {
-        s = vf_load_bf16(chunk + half * BE_PANEL * 2);
-        s2 = _mm512_unpackhi_ps(s, s);
-        s = _mm512_unpacklo_ps(s, s);
-        less = vf_mul(s, vf_set1(-32896.0f));
-        less2 = vf_mul(s2, vf_set1(-32896.0f));
-
-        for (i = 0; i < PAIRS_STEP / 4; i++) {
-            _mm_prefetch(code + i * 64 + PAIRS_AHEAD, _MM_HINT_T0);
-            x = _mm512_xor_si512(_mm512_loadu_si512(code + i * 64),
-                                 _mm512_set1_epi32((int) 0x80808080));
-            pairs_bytes(&d, x, s, s2, less, less2, out + i * 128);
-        }
-
-        return;
-    }
-
     levels = _mm512_xor_si512(_mm512_broadcast_i32x4(_mm_loadu_si128(
                                   (const __m128i *) be_quant_levels)),
                               _mm512_set1_epi32((int) 0x80808080));
