@@ -151,8 +151,13 @@ sub alive {
     my ($self, $name) = @_;
     my $pid = $self->{pids}{$name} or return 0;
 
-    return 1 if waitpid($pid, WNOHANG) == 0;
-    $self->{status}{$name} = $?;
+    my $ended = waitpid $pid, WNOHANG;
+    my $status = $?;
+
+    # One that is not a child of this process, a daemon, has no wait status.
+    return 1 if $ended == 0
+        || ($ended < 0 && length $self->read_file("/proc/$pid/cmdline"));
+    $self->{status}{$name} = $status;
     delete $self->{pids}{$name};
     return 0;
 }
