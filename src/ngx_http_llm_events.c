@@ -279,6 +279,7 @@ ngx_http_llm_choice_delta(ngx_http_llm_choice_t *choice,
     ngx_http_llm_ctx_t  *ctx;
 
     ctx = choice->ctx;
+    ctx->given |= ctx->params.stream;
 
     if (view->delta->kind != CHAN_ECHO) {
 

@@ -187,7 +187,7 @@ ngx_http_llm_limit_refuse(ngx_http_llm_ctx_t *ctx, ngx_int_t rc,
 }
 
 
-/* What did not run costs nothing. */
+/* What did not run costs nothing, nor do tokens that nobody was given. */
 
 void
 ngx_http_llm_limit_settle(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
@@ -211,7 +211,7 @@ ngx_http_llm_limit_settle(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
         if (ctx->admission == NGX_HTTP_LLM_ADMITTED) {
 
             if (held->kind == NGX_HTTP_LLM_TOKENS) {
-                used = ngx_http_llm_policy_used(ctx);
+                used = ctx->waived ? 0 : ngx_http_llm_policy_used(ctx);
 
             } else if (held->kind == NGX_HTTP_LLM_REQUESTS) {
                 used = 1;

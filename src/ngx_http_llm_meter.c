@@ -454,6 +454,11 @@ ngx_http_llm_meter_end(ngx_http_request_t *r, ngx_http_llm_meter_ctx_t *mctx)
                        / (ctx->completion_tokens - 1);
     }
 
+    /* As of an engine: it has failed, and nothing of an answer came. */
+
+    ctx->waived = (ctx->completion_tokens == 0 && ctx->reason != NULL
+                   && ngx_strcmp(ctx->reason, "error") == 0);
+
     ngx_http_llm_policy_done(r, ctx);
 }
 

@@ -279,6 +279,8 @@ struct ngx_http_llm_ctx_s {
     unsigned                   parsed:1;
     unsigned                   accepted:1;
     unsigned                   first:1;    /* a token came */
+    unsigned                   given:1;    /* it went to a stream */
+    unsigned                   waived:1;   /* nothing did, it costs nothing */
     unsigned                   tpot:1;
     unsigned                   started:1;  /* the header is out */
     unsigned                   queued:1;   /* in engine->ready or ->parked */

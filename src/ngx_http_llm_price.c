@@ -614,7 +614,7 @@ ngx_http_llm_cost(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx,
         }
     }
 
-    percent.all = 100 - ngx_min(ctx->discount, 100);
+    percent.all = ctx->waived ? 0 : 100 - ngx_min(ctx->discount, 100);
 
     hit = ngx_min(ctx->cached_tokens, ctx->prompt_tokens);
 

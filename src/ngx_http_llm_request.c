@@ -665,6 +665,10 @@ ngx_http_llm_close(ngx_http_llm_ctx_t *ctx)
         ctx->reason = "cancelled";
     }
 
+    /* An engine's failure is not the client's to pay. */
+
+    ctx->waived = (ctx->error.status != 0 && !ctx->given);
+
     ngx_http_llm_resume_forget(ctx);
 
     for (i = 0; i < ctx->nchoices; i++) {

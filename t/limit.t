@@ -331,12 +331,21 @@ is(left(ask('/full/', 'dry2', $s, %m)), 1000 - 37 - $b,
 # Ends of all kinds
 
 for my $case ([ 'refused by the engine', 'error=queue', 0 ],
-              [ 'failed', 'tokens=50 fail_after=10 prompt_tokens=20', 30 ],
+              [ 'failed', 'tokens=50 fail_after=10 prompt_tokens=20', 0 ],
               [ 'a bad parameter', '', 0, { n => 0 } ])
 {
     my ($what, $script, $used, $body) = @$case;
     cmp_ok(ask('/full/', $what, $script, body => { max_tokens => 50,
            %{ $body // {} } })->{status}, '>=', 400, "$what");
+    is(left(ask('/full/', $what, $s, %m)), 1000 - $used - $b,
+       "$what: $used used");
+}
+
+my $failed = 'tokens=50 prompt_tokens=20 fail_after=';
+for my $case ([ 'failed in a stream', 10, 30 ], [ 'failed at once', 0, 0 ]) {
+    my ($what, $after, $used) = @$case;
+    like(ask('/full/', $what, $failed . $after, body => {
+        max_tokens => 50, stream => $true })->{body}, qr/"error"/, $what);
     is(left(ask('/full/', $what, $s, %m)), 1000 - $used - $b,
        "$what: $used used");
 }

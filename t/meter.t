@@ -214,7 +214,7 @@ for my $case (
         prompt_cache_hit_tokens => 50 } }, prompt_tokens => 8,
       cached_tokens => 8 ],
     [ 'an error', { error => { message => 'no', type => 'x' } },
-      finish_reason => 'error' ],
+      finish_reason => 'error', cost => 0 ],
     [ 'usage that is null', { choices => [], usage => undef },
       usage_source => 'estimated' ],
 ) {
@@ -303,6 +303,7 @@ is($r->{body}, '<html>', 'a page from behind passes');
 ask($chat, { headers => \%sse, delay => 0.02, cut => 1,
              pieces => [ @pieces[0 .. 3] ] });
 is_logged('cut off behind', completion_tokens => 3, finish_reason => 'error');
+isnt(logged()->{cost}, 0, 'cut off behind: what came has its price');
 
 my $c = $t->connect();
 $t->send_request($c, 'POST', $chat, { stream => $true, answer => {

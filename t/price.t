@@ -207,6 +207,13 @@ chat('/free', $script);
 cost_is('-', 'llm_price off');
 chat('', 'error=queue');
 cost_is('0', 'refused by the engine');
+is(chat('', "$script fail_after=10")->{status}, 500, 'the engine fails');
+cost_is('0', 'an answer that failed');
+chat('', "$script fail_after=0", stream => $true);
+cost_is('0', 'a stream that failed before its first token');
+like(chat('', "$script fail_after=10", stream => $true)->{body},
+     qr/w10.*"error"/s, 'the engine fails in a stream');
+cost_is('0.0004079', 'a stream that failed: what was given');
 chat('', '', n => 0);
 cost_is('0', 'a bad request');
 chat('/denied', $script);
