@@ -349,6 +349,10 @@ ngx_http_llm_counters_computed(ngx_http_llm_ctx_t *ctx,
 {
     ngx_http_llm_routed_e  routed;
 
+    if (ctx->resumed) {
+        (void) ngx_atomic_fetch_add(&m->resumed, 1);
+    }
+
     if (ctx->routes != NULL) {
         routed = ctx->routes[0].rank < 0 ? NGX_HTTP_LLM_R_NONE
                  : (ngx_uint_t) ctx->routes[0].rank == ctx->rank

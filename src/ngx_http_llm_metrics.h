@@ -65,6 +65,7 @@ typedef struct {
     ngx_atomic_t              completion_tokens;
     ngx_atomic_t              reasoning_tokens;
     ngx_atomic_t              replayed;    /* out of the response cache */
+    ngx_atomic_t              resumed;     /* by another engine */
     ngx_atomic_t              routed[NGX_HTTP_LLM_NROUTED];
     ngx_http_llm_histogram_t  histograms[NGX_HTTP_LLM_NHISTOGRAMS];
 } ngx_http_llm_counted_t;

@@ -287,6 +287,7 @@ struct ngx_http_llm_ctx_s {
     unsigned                   parked:1;   /* not submitted yet */
     unsigned                   waiting:1;  /* in engine->lost */
     unsigned                   again:1;    /* to be submitted again */
+    unsigned                   resumed:1;  /* it was */
     unsigned                   models:1;   /* GET models */
     unsigned                   closed:1;
     unsigned                   keepalive:1;

@@ -39,6 +39,9 @@ static const ngx_http_llm_family_t  ngx_http_llm_families[] = {
     { "llm_response_cache_hits_total", "counter",
       "Requests answered out of the response cache.",
       ngx_http_llm_of_model(replayed) },
+    { "llm_resumed_requests_total", "counter",
+      "Requests that went on with another engine than they began with.",
+      ngx_http_llm_of_model(resumed) },
 
     { "llm_engine_heartbeat_age_seconds", "gauge",
       "Time since the engine has last said that it is well.",

@@ -309,6 +309,7 @@ ngx_http_llm_resume(ngx_http_llm_ctx_t *ctx)
     }
 
     ctx->submitted = ngx_current_msec;
+    ctx->resumed = 1;
 
     return NGX_OK;
 

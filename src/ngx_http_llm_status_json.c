@@ -257,6 +257,7 @@ ngx_http_llm_status_model(ngx_http_llm_writer_t *w,
     ngx_http_llm_status_uint(w, ",\"reasoning_tokens\":",
                              m->reasoning_tokens);
     ngx_http_llm_status_uint(w, ",\"response_cache_hits\":", m->replayed);
+    ngx_http_llm_status_uint(w, ",\"resumed\":", m->resumed);
     ngx_http_llm_status_uint(w, ",\"routed\":{\"hit\":",
                              m->routed[NGX_HTTP_LLM_R_HIT]);
     ngx_http_llm_status_uint(w, ",\"moved\":",

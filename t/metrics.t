@@ -239,6 +239,7 @@ chat('tokens=3 prompt_tokens=5', uri => "/again$chat", temperature => 0)
     for 1 .. 2;
 $m = after($n += 2, 'out of the response cache');
 is($m->value('llm_response_cache_hits_total', @m), 2, 'again: counted');
+is($m->value('llm_resumed_requests_total', @m), 0, 'none was resumed');
 is($m->value('llm_completion_tokens_total', @m), $tokens + 6,
    'again: their tokens');
 is($m->value('llm_time_to_first_token_seconds_count', @m), $first,

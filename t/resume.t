@@ -18,7 +18,7 @@ my ($true, $false) = (JSON::PP::true(), JSON::PP::false());
 my $t = Test::LLM->new();
 my $json = JSON::PP->new->canonical;
 
-$t->nginx(<<'CONF');
+my $conf = <<'CONF';
     llm_engine e unix:%%SOCKET%%;
     llm_engine zero unix:%%SOCKET%% resume=0;
     llm_engine short unix:%%SOCKET%% resume=1s;
@@ -35,8 +35,11 @@ $t->nginx(<<'CONF');
         location / { llm_pass e; llm_route prefix=prefix; }
         location /zero/ { llm_pass zero; }
         location /short/ { llm_pass short; }
+        location = /metrics { llm_metrics; }
     }
 CONF
+
+$t->nginx($conf);
 
 my $chat = '/v1/chat/completions';
 my $plain = '/v1/completions';
@@ -173,6 +176,8 @@ finished(answer($chat, whole($body), [ .15, .15 ], \&again), $sum,
 my $log = $t->read_file('logs/llm.log');
 is(scalar(() = $log =~ m{^/v1/chat/completions 200 stop 9 65 3 0\.\d+ 0\.0}mg),
    scalar(() = $log =~ m{^/v1/chat}mg), 'variables') or diag($log);
+like($t->request('GET', '/metrics')->{body},
+     qr/^llm_resumed_requests_total\{model="scripted"\} 4$/m, 'counted once');
 
 # Choices, characters that come in parts, a stop string, an echo.
 
@@ -338,6 +343,29 @@ $r = $t->read_response($c);
 like(got($r), qr/w60.*"finish":"stop"|"finish":"stop".*w60/, 'a reload');
 ok($t->wait_for(sub { $t->workers() == 1 }, 10), 'a reload: the worker ends');
 back('after a reload');
+
+# nginx is told to go while streams wait: it goes when they have ended.
+
+my @wait = map { $t->connect() } 1, 2;
+for my $i (0, 1) {
+    $t->send_request($wait[$i], 'POST', ('', '/short')[$i] . $chat, $body,
+                     Connection => 'close');
+    $t->read_response($wait[$i], on_data => sub { 'stop' });
+    $wait[$i]{buf} = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        . $wait[$i]{buf};
+}
+$kill->();
+ok($t->wait_for(sub { $t->request('GET', '/v1/models')->{status} == 503 }),
+   'an end: the engine is gone');
+kill 'QUIT', $t->pid('nginx');
+failed($t->read_response($wait[1]), 'an end, and nobody comes');
+ok($t->alive('nginx'), 'an end: nginx waits for the other');
+engine();
+like(got($t->read_response($wait[0])), qr/w60.*"finish":"stop"|"finish":"stop".*w60/,
+     'an end: it goes on');
+ok($t->wait_for(sub { !$t->alive('nginx') }, 10), 'an end: nginx goes');
+$t->nginx($conf);
+back('after an end');
 
 # The real engine.
 
