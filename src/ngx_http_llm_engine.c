@@ -132,18 +132,9 @@ ngx_http_llm_engine_start(ngx_http_llm_engine_t *engine)
 }
 
 
-/*
- * nginx in one process reads a new configuration without starting modules
- * again, so an engine that is new there starts with its first request.
- */
-
 ngx_int_t
 ngx_http_llm_engine_usable(ngx_http_llm_engine_t *engine)
 {
-    if (!engine->started) {
-        ngx_http_llm_engine_start(engine);
-    }
-
     if (engine->state == NGX_HTTP_LLM_READY) {
 
         if (!chan_board_stale(engine->board)) {

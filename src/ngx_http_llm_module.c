@@ -7,6 +7,7 @@
 #include <sys/un.h>
 
 
+static ngx_int_t ngx_http_llm_pre(ngx_conf_t *cf);
 static void *ngx_http_llm_create_main_conf(ngx_conf_t *cf);
 static char *ngx_http_llm_init_main_conf(ngx_conf_t *cf, void *conf);
 static void *ngx_http_llm_create_loc_conf(ngx_conf_t *cf);
@@ -110,7 +111,7 @@ static ngx_command_t  ngx_http_llm_commands[] = {
 
 
 static ngx_http_module_t  ngx_http_llm_module_ctx = {
-    ngx_http_llm_variables,                /* preconfiguration */
+    ngx_http_llm_pre,                      /* preconfiguration */
     ngx_http_llm_init,                     /* postconfiguration */
 
     ngx_http_llm_create_main_conf,         /* create main configuration */
@@ -138,6 +139,28 @@ ngx_module_t  ngx_http_llm_module = {
     NULL,                                  /* exit master */
     NGX_MODULE_V1_PADDING
 };
+
+
+/*
+ * nginx in one process would start no module again after a reload: connections
+ * to engines, timers and what is charged later belong to the configuration that
+ * it was started with.
+ */
+
+static ngx_int_t
+ngx_http_llm_pre(ngx_conf_t *cf)
+{
+    if (ngx_process == NGX_PROCESS_SINGLE
+        && !ngx_is_init_cycle(cf->cycle->old_cycle))
+    {
+        ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
+                      "llm module: nginx with \"master_process off\" cannot "
+                      "be reloaded: stop it, then start it");
+        return NGX_ERROR;
+    }
+
+    return ngx_http_llm_variables(cf);
+}
 
 
 static void *
