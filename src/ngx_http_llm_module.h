@@ -47,6 +47,7 @@ typedef struct ngx_http_llm_engine_s  ngx_http_llm_engine_t;
 typedef struct ngx_http_llm_choice_s  ngx_http_llm_choice_t;
 typedef struct ngx_http_llm_limits_s  ngx_http_llm_limits_t;
 typedef struct ngx_http_llm_reply_s   ngx_http_llm_reply_t;
+typedef struct ngx_http_llm_replay_s  ngx_http_llm_replay_t;
 
 
 typedef struct {
@@ -251,6 +252,7 @@ struct ngx_http_llm_ctx_s {
     ngx_msec_t                 last;       /* bytes went out */
     ngx_chain_t               *replaced;   /* an error page's new body */
     ngx_http_llm_reply_t      *reply;      /* NULL: it is not kept */
+    ngx_http_llm_replay_t     *replay;     /* NULL: none is being given */
 
     /* variables, valid as far as `reached` tells */
 
@@ -442,7 +444,9 @@ ngx_int_t ngx_http_llm_body_peek(ngx_http_request_t *r);
  * all queues; it may be called twice.
  * ngx_http_llm_priority_value() reads llm_priority's value; NGX_ERROR: it is
  * not an integer within NGX_HTTP_LLM_PRIORITY_MAX.
- * ngx_http_llm_start() goes on with a request whose body is there.
+ * ngx_http_llm_start() goes on with a request whose body is there,
+ * ngx_http_llm_wait() lets it wait for what happens next, and
+ * ngx_http_llm_timer_start() gives it its timer.
  * ngx_http_llm_choices() makes a parsed request's choices, for a submission or
  * an answer that is there already; NGX_ERROR: no memory.
  */
@@ -451,6 +455,8 @@ ngx_http_llm_ctx_t *ngx_http_llm_get_ctx(ngx_http_request_t *r);
 ngx_int_t ngx_http_llm_handler(ngx_http_request_t *r);
 ngx_int_t ngx_http_llm_priority_value(ngx_str_t *s, int32_t *value);
 void ngx_http_llm_start(ngx_http_llm_ctx_t *ctx);
+void ngx_http_llm_wait(ngx_http_llm_ctx_t *ctx);
+void ngx_http_llm_timer_start(ngx_http_llm_ctx_t *ctx, ngx_msec_t time);
 ngx_int_t ngx_http_llm_choices(ngx_http_llm_ctx_t *ctx);
 void ngx_http_llm_close(ngx_http_llm_ctx_t *ctx);
 
@@ -538,9 +544,15 @@ uint64_t ngx_http_llm_chars(const u_char *text, size_t len);
  * ngx_http_llm_output.c.  ngx_http_llm_run() does what is due for a request:
  * sends what was rendered, its end or its error; the request may be gone
  * afterwards.  ngx_http_llm_write_handler() is nginx's write event.
+ * ngx_http_llm_replay() gives a kept reply, which was checked and lives as long
+ * as the request, and as much of it in one turn as ngx_http_llm_run() does:
+ * NGX_OK, the request may be gone; NGX_ERROR: no memory.
+ * ngx_http_llm_replay_end() is the end of that.
  */
 
 void ngx_http_llm_run(ngx_http_llm_ctx_t *ctx);
+ngx_int_t ngx_http_llm_replay(ngx_http_llm_ctx_t *ctx, const u_char *data);
+void ngx_http_llm_replay_end(ngx_http_llm_ctx_t *ctx);
 void ngx_http_llm_write_handler(ngx_http_request_t *r);
 void ngx_http_llm_timer_handler(ngx_event_t *ev);
 ngx_msec_t ngx_http_llm_timer_next(ngx_http_llm_ctx_t *ctx);

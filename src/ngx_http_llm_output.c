@@ -3,11 +3,15 @@
  *
  * A stream that the client does not take fills its credit and then costs the
  * engine nothing; its credit goes back once all that was rendered has left.
+ * A reply that was kept is given in the same way, a piece in each turn of the
+ * event loop, so that a long one keeps no other request waiting.
  */
 
-#include "ngx_http_llm_module.h"
+#include "ngx_http_llm_reply.h"
 
 
+static void ngx_http_llm_replay_run(ngx_http_llm_ctx_t *ctx);
+static void ngx_http_llm_replay_handler(ngx_event_t *ev);
 static ngx_int_t ngx_http_llm_header(ngx_http_llm_ctx_t *ctx,
     off_t length);
 static void ngx_http_llm_fail(ngx_http_llm_ctx_t *ctx);
@@ -49,6 +53,11 @@ ngx_http_llm_run(ngx_http_llm_ctx_t *ctx)
         return;
     }
 
+    if (ctx->replay != NULL) {
+        ngx_http_llm_replay_run(ctx);
+        return;
+    }
+
     if (ctx->nactive == 0) {
         ngx_http_llm_render_end(ctx);
         ngx_http_llm_finish(ctx);
@@ -56,6 +65,92 @@ ngx_http_llm_run(ngx_http_llm_ctx_t *ctx)
     }
 
     ngx_http_llm_flush(ctx, 0);
+}
+
+
+ngx_int_t
+ngx_http_llm_replay(ngx_http_llm_ctx_t *ctx, const u_char *data)
+{
+    ngx_http_llm_replay_t            *replay;
+    const ngx_http_llm_reply_head_t  *head;
+
+    replay = ngx_pcalloc(ctx->request->pool, sizeof(ngx_http_llm_replay_t));
+    if (replay == NULL) {
+        return NGX_ERROR;
+    }
+
+    head = (const ngx_http_llm_reply_head_t *) data;
+
+    replay->next = data + sizeof(ngx_http_llm_reply_head_t);
+    replay->last = replay->next + head->size;
+
+    replay->turn.handler = ngx_http_llm_replay_handler;
+    replay->turn.data = ctx;
+    replay->turn.log = ctx->request->connection->log;
+
+    ctx->replay = replay;
+
+    ngx_http_llm_run(ctx);
+
+    return NGX_OK;
+}
+
+
+/* Another piece, unless the client has yet to take the last one. */
+
+static void
+ngx_http_llm_replay_run(ngx_http_llm_ctx_t *ctx)
+{
+    if (ctx->busy != NULL || ctx->request->connection->buffered) {
+        return;
+    }
+
+    if (ngx_http_llm_reply_play(ctx) == NGX_OK) {
+        ngx_http_llm_replay_end(ctx);
+        ngx_http_llm_render_end(ctx);
+        ngx_http_llm_finish(ctx);
+        return;
+    }
+
+    if (!ctx->timer.timer_set) {
+        ngx_http_llm_wait(ctx);
+        ngx_http_llm_timer_start(ctx, ngx_http_llm_timer_next(ctx));
+    }
+
+    if (!ctx->replay->turn.posted) {
+        ngx_post_event(&ctx->replay->turn, &ngx_posted_next_events);
+    }
+
+    ngx_http_llm_flush(ctx, 0);
+}
+
+
+static void
+ngx_http_llm_replay_handler(ngx_event_t *ev)
+{
+    ngx_connection_t    *c;
+    ngx_http_request_t  *r;
+    ngx_http_llm_ctx_t  *ctx;
+
+    ctx = ev->data;
+    r = ctx->request;
+    c = r->connection;
+
+    ngx_http_set_log_request(c->log, r);
+
+    ngx_http_llm_run(ctx);
+    ngx_http_run_posted_requests(c);
+}
+
+
+void
+ngx_http_llm_replay_end(ngx_http_llm_ctx_t *ctx)
+{
+    if (ctx->replay->turn.posted) {
+        ngx_delete_posted_event(&ctx->replay->turn);
+    }
+
+    ctx->replay = NULL;
 }
 
 
@@ -278,6 +373,10 @@ ngx_http_llm_flushed(ngx_http_llm_ctx_t *ctx, ngx_uint_t event)
         }
 
         ngx_http_llm_lane_pump(ctx->engine);
+
+        if (ctx->replay != NULL && !ctx->replay->turn.posted) {
+            ngx_post_event(&ctx->replay->turn, &ngx_posted_next_events);
+        }
 
         return;
     }

@@ -271,25 +271,30 @@ ngx_http_llm_reply_hash(ngx_http_llm_reply_head_t *head,
 }
 
 
-void
-ngx_http_llm_reply_play(ngx_http_llm_ctx_t *ctx, const u_char *data)
+ngx_int_t
+ngx_http_llm_reply_play(ngx_http_llm_ctx_t *ctx)
 {
-    char                              err[CHAN_ERR_LEN];
-    const u_char                     *p, *last;
-    chan_delta_view_t                 view;
-    const chan_finish_t              *finish;
-    const chan_record_t              *rec;
-    const chan_accepted_t            *accepted;
-    ngx_http_llm_choice_t            *choice;
-    const ngx_http_llm_reply_head_t  *head;
+    char                     err[CHAN_ERR_LEN];
+    const u_char            *end;
+    chan_delta_view_t        view;
+    const chan_finish_t     *finish;
+    const chan_record_t     *rec;
+    const chan_accepted_t   *accepted;
+    ngx_http_llm_choice_t   *choice;
+    ngx_http_llm_replay_t   *replay;
 
-    head = (const ngx_http_llm_reply_head_t *) data;
-    p = data + sizeof(ngx_http_llm_reply_head_t);
-    last = p + head->size;
+    replay = ctx->replay;
+    end = replay->last;
 
-    for ( /* void */ ; p < last; p += rec->size) {
+    if (end - replay->next > NGX_HTTP_LLM_REPLY_TURN) {
+        end = replay->next + NGX_HTTP_LLM_REPLY_TURN;
+    }
 
-        rec = (const chan_record_t *) p;
+    while (replay->next < end) {
+
+        rec = (const chan_record_t *) replay->next;
+        replay->next += rec->size;
+
         choice = &ctx->choices[rec->id];
 
         switch (rec->type) {
@@ -309,4 +314,6 @@ ngx_http_llm_reply_play(ngx_http_llm_ctx_t *ctx, const u_char *data)
             ngx_http_llm_choice_finish(choice, finish);
         }
     }
+
+    return replay->next < replay->last ? NGX_AGAIN : NGX_OK;
 }

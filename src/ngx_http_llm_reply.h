@@ -30,6 +30,7 @@
 #define NGX_HTTP_LLM_REPLY_MAGIC    UINT64_C(0x31796c7065726d6c) /* lmreply1 */
 #define NGX_HTTP_LLM_REPLY_VERSION  1
 #define NGX_HTTP_LLM_REPLY_MAX      (4 << 20)   /* bytes; more is not kept */
+#define NGX_HTTP_LLM_REPLY_TURN     (64 << 10)  /* and are given in one turn */
 
 
 typedef struct {
@@ -44,6 +45,14 @@ struct ngx_http_llm_reply_s {
     ngx_http_llm_writer_t  records;
 };
 
+/* One that is being given: records that have yet to happen. */
+
+struct ngx_http_llm_replay_s {
+    const u_char          *next;
+    const u_char          *last;
+    ngx_event_t            turn;
+};
+
 
 /*
  * ngx_http_llm_reply_keep() keeps an event that chan_get_*() found good.
@@ -54,8 +63,9 @@ struct ngx_http_llm_reply_s {
  *
  * ngx_http_llm_reply_check() checks `size` bytes, aligned to 8, that somebody
  * kept: NGX_OK, or NGX_ERROR with the reason in `err` of CHAN_ERR_LEN bytes.
- * ngx_http_llm_reply_play() has them happen to the request, whose choices are
- * new.
+ * ngx_http_llm_reply_play() has those of ctx->replay happen to the request,
+ * whose choices are new, as many as one turn may take: NGX_AGAIN, there are
+ * more; NGX_OK, none are left.
  */
 
 void ngx_http_llm_reply_keep(ngx_http_llm_choice_t *choice,
@@ -63,7 +73,7 @@ void ngx_http_llm_reply_keep(ngx_http_llm_choice_t *choice,
 ngx_chain_t *ngx_http_llm_reply_take(ngx_http_llm_ctx_t *ctx);
 ngx_int_t ngx_http_llm_reply_check(const u_char *data, size_t size,
     ngx_uint_t nchoices, char *err);
-void ngx_http_llm_reply_play(ngx_http_llm_ctx_t *ctx, const u_char *data);
+ngx_int_t ngx_http_llm_reply_play(ngx_http_llm_ctx_t *ctx);
 
 
 #endif /* NGX_HTTP_LLM_REPLY_H */

@@ -31,8 +31,6 @@ static ngx_http_llm_endpoint_e ngx_http_llm_endpoint_named(u_char *p,
 static ngx_int_t ngx_http_llm_method(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx, ngx_http_llm_endpoint_e endpoint);
 static void ngx_http_llm_body_handler(ngx_http_request_t *r);
-static void ngx_http_llm_timer_start(ngx_http_llm_ctx_t *ctx,
-    ngx_msec_t time);
 static ngx_int_t ngx_http_llm_body_parse(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx);
 static ngx_int_t ngx_http_llm_limits(ngx_http_request_t *r,
@@ -304,11 +302,9 @@ void
 ngx_http_llm_start(ngx_http_llm_ctx_t *ctx)
 {
     ngx_int_t            rc;
-    ngx_connection_t    *c;
     ngx_http_request_t  *r;
 
     r = ctx->request;
-    c = r->connection;
 
     /*
      * The body, or a step of admission, may have taken its time: the engine
@@ -349,6 +345,19 @@ ngx_http_llm_start(ngx_http_llm_ctx_t *ctx)
         return;
     }
 
+    ngx_http_llm_wait(ctx);
+}
+
+
+void
+ngx_http_llm_wait(ngx_http_llm_ctx_t *ctx)
+{
+    ngx_connection_t    *c;
+    ngx_http_request_t  *r;
+
+    r = ctx->request;
+    c = r->connection;
+
     if (!r->discard_body) {
         r->read_event_handler = ngx_http_test_reading;
     }
@@ -370,7 +379,7 @@ ngx_http_llm_start(ngx_http_llm_ctx_t *ctx)
  * counts timers, not requests: it is not cancelable.
  */
 
-static void
+void
 ngx_http_llm_timer_start(ngx_http_llm_ctx_t *ctx, ngx_msec_t time)
 {
     ctx->timer.handler = ngx_http_llm_timer_handler;
@@ -661,13 +670,17 @@ ngx_http_llm_close(ngx_http_llm_ctx_t *ctx)
     if (ctx->error.status != 0) {
         ctx->reason = "error";
 
-    } else if (ctx->nactive != 0) {
+    } else if (ctx->nactive != 0 || ctx->replay != NULL) {
         ctx->reason = "cancelled";
     }
 
     /* An engine's failure is not the client's to pay. */
 
     ctx->waived = (ctx->error.status != 0 && !ctx->given);
+
+    if (ctx->replay != NULL) {
+        ngx_http_llm_replay_end(ctx);
+    }
 
     ngx_http_llm_resume_forget(ctx);
 

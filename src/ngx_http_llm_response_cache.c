@@ -178,8 +178,9 @@ ngx_http_llm_response_admit(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
     ctx->admission = NGX_HTTP_LLM_ANSWERED;
     ctx->discount = 100 - rlcf->cached;
 
-    ngx_http_llm_reply_play(ctx, data);
-    ngx_http_llm_run(ctx);
+    if (ngx_http_llm_replay(ctx, data) != NGX_OK) {
+        return NGX_ERROR;
+    }
 
     return NGX_DONE;
 }

@@ -39,6 +39,7 @@ sub conf { return <<"CONF" . ($_[0] // '') }
 
     server {
         listen %%LISTEN%%;
+        listen %%LISTEN:slow%% sndbuf=16k;
         access_log logs/llm.log llm;
         access_log logs/cost.log cost;
 
@@ -338,6 +339,33 @@ $r = $t->read_response($c);
 is($r->{headers}{'x-llm-cache'}, 'HIT', 'read slowly');
 ok($t->sse_text($r->{body}) eq join(' ', map { "w$_" } 1 .. 5000),
    'read slowly: all of it');
+
+# A long one is given piece by piece, as the client takes them: it may leave in
+# the middle, and a reload waits for it.
+
+sub slow {
+    my $c = $t->connect($t->port('slow'));
+    setsockopt $c->{sock}, Socket::SOL_SOCKET(), Socket::SO_RCVBUF(), 16384;
+    $t->send_request($c, 'POST', $chat, $long, Connection => 'close',
+                     'X-Request-Id' => 'r' . ++$id);
+    $c->{first} = $t->read_response($c, on_data => sub { 'stop' })->{body};
+    $c->{buf} = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        . $c->{buf};
+    return $c;
+}
+
+$c = slow();
+close $c->{sock};
+like(line(), qr/^200 \[HIT\] .* cancelled /, 'left in the middle');
+
+$c = slow();
+$t->reload();
+my $whole = $c->{first} . $t->read_response($c)->{body};
+ok($t->sse_text($whole) eq join(' ', map { "w$_" } 1 .. 5000),
+   'a reload: all of it');
+like($whole, qr/\[DONE\]\n\n$/, 'a reload: to the end');
+like(line(), qr/^200 \[HIT\] .* stop /, 'a reload: it ended');
+ok($t->wait_for(sub { $t->workers() == 2 }), 'a reload: the old worker goes');
 
 # A connection is kept for the next request.
 

@@ -20,7 +20,7 @@
 #include <xxhash.h>
 
 
-#define REPLY_MAX  (1 << 16)
+#define REPLY_MAX  (1 << 18)
 
 
 /* Stand-ins: a writer of one block, and choices that note what happens. */
@@ -231,6 +231,30 @@ check(ngx_uint_t n)
 }
 
 
+/* What was kept happens again; the number of turns that it takes. */
+
+static int
+play(void)
+{
+    int                            turns;
+    static ngx_http_llm_replay_t   replay;
+
+    replay.next = (u_char *) kept + sizeof(ngx_http_llm_reply_head_t);
+    replay.last = (u_char *) kept + nkept;
+    ctx.replay = &replay;
+
+    seen[0] = '\0';
+
+    for (turns = 1; ngx_http_llm_reply_play(&ctx) == NGX_AGAIN; turns++) {
+        assert_true(replay.next < replay.last);
+    }
+
+    assert_ptr_equal(replay.next, replay.last);
+
+    return turns;
+}
+
+
 static void
 test_round(void **state)
 {
@@ -251,9 +275,37 @@ test_round(void **state)
     assert_int_equal(check(1), NGX_ERROR);
     assert_int_equal(check(3), NGX_ERROR);
 
-    seen[0] = '\0';
-    ngx_http_llm_reply_play(&ctx, (u_char *) kept);
+    assert_int_equal(play(), 1);
     assert_string_equal(seen, "1a7 0a9 0d120 1d121 1f2 0d122 0f1 ");
+}
+
+
+/* A long one takes several turns, and nothing is lost between them. */
+
+static void
+test_turns(void **state)
+{
+    int   n;
+    char  want[REPLY_MAX];
+
+    (void) state;
+
+    start(1);
+    ngx_http_llm_reply_keep(&choices[0], accepted(7));
+    n = sprintf(want, "0a7 ");
+
+    while (reply.records.size < 5 * NGX_HTTP_LLM_REPLY_TURN / 2) {
+        ngx_http_llm_reply_keep(&choices[0], delta('x'));
+        n += sprintf(want + n, "0d120 ");
+    }
+
+    ngx_http_llm_reply_keep(&choices[0], finish(CHAN_STOP));
+    (void) sprintf(want + n, "0f1 ");
+    take();
+
+    assert_int_equal(check(1), NGX_OK);
+    assert_int_equal(play(), 3);
+    assert_string_equal(seen, want);
 }
 
 
@@ -374,8 +426,7 @@ test_forged(void **state)
         }
 
         if (check(2) == NGX_OK) {
-            seen[0] = '\0';
-            ngx_http_llm_reply_play(&ctx, (u_char *) kept);
+            (void) play();
             played++;
         }
     }
@@ -391,6 +442,7 @@ main(void)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_round),
+        cmocka_unit_test(test_turns),
         cmocka_unit_test(test_part),
         cmocka_unit_test(test_orders),
         cmocka_unit_test(test_forged)
