@@ -124,8 +124,9 @@ install: all
 	install -m 644 engine/models/wordnet-tiny/*.json \
 	    engine/models/wordnet-tiny/*.safetensors \
 	    $(DESTDIR)/usr/share/llm-engine/wordnet-tiny
-	install -m 644 nginx-conf/usage-log.conf nginx-conf/tiers.conf \
-	    nginx-conf/tiers.accounts $(DESTDIR)/usr/share/llm-engine
+	install -m 644 $(addprefix nginx-conf/,usage-log.conf tiers.conf \
+	    tiers.accounts cluster.conf cluster-foreign.conf) \
+	    $(DESTDIR)/usr/share/llm-engine
 	install -D -m 644 README.md $(DESTDIR)/usr/share/doc/llm-engine/README.md
 
 clean:
