@@ -39,7 +39,7 @@ static ngx_int_t ngx_http_llm_journal_open(ngx_http_llm_journal_t *journal,
     ngx_log_t *log, struct stat *st);
 static void ngx_http_llm_journal_close(void *data);
 static ngx_int_t ngx_http_llm_journal_read(ngx_http_llm_journal_t *journal,
-    ngx_log_t *log);
+    ngx_log_t *log, ngx_uint_t *named);
 static ngx_int_t ngx_http_llm_journal_apply(ngx_http_llm_journal_sh_t *sh,
     ledger_record_t *r, uint64_t end);
 
@@ -237,6 +237,7 @@ ngx_http_llm_journal_sync(ngx_http_llm_journal_t *journal, ngx_log_t *log)
 {
     uint64_t     size, offset;
     ngx_int_t    rc;
+    ngx_uint_t   named;
     struct stat  st;
 
     journal->left = 0;
@@ -270,23 +271,36 @@ ngx_http_llm_journal_sync(ngx_http_llm_journal_t *journal, ngx_log_t *log)
         return NGX_OK;
     }
 
-    ngx_shmtx_lock(&journal->shpool->mutex);
+    named = 0;
 
-    rc = ngx_http_llm_journal_read(journal, log);
+    do {
+        ngx_shmtx_lock(&journal->shpool->mutex);
 
-    ngx_shmtx_unlock(&journal->shpool->mutex);
+        rc = ngx_http_llm_journal_read(journal, log, &named);
+
+        ngx_shmtx_unlock(&journal->shpool->mutex);
+
+    } while (rc == NGX_AGAIN);
+
+    if (named > NGX_HTTP_LLM_JOURNAL_NAMED) {
+        ngx_log_error(NGX_LOG_ERR, log, 0,
+                      "llm journal \"%V\": %ui more parts passed over",
+                      &journal->path, named - NGX_HTTP_LLM_JOURNAL_NAMED);
+    }
 
     return rc;
 }
 
 
+/* One buffer of it, so that no one holds the lock for long; NGX_AGAIN: more. */
+
 static ngx_int_t
-ngx_http_llm_journal_read(ngx_http_llm_journal_t *journal, ngx_log_t *log)
+ngx_http_llm_journal_read(ngx_http_llm_journal_t *journal, ngx_log_t *log,
+    ngx_uint_t *named)
 {
     char                        err[LEDGER_JOURNAL_ERR];
     ssize_t                     n;
     uint64_t                    at;
-    ngx_uint_t                  named;
     const char                 *p;
     ledger_next_e               next;
     ledger_reader_t             reader;
@@ -296,61 +310,50 @@ ngx_http_llm_journal_read(ngx_http_llm_journal_t *journal, ngx_log_t *log)
     static char  buf[LEDGER_JOURNAL_BUFFER];
 
     sh = journal->sh;
-    named = 0;
+    reader = sh->reader;
 
-    for ( ;; ) {
-        reader = sh->reader;
+    n = pread(journal->fd, buf, sizeof(buf), reader.offset);
 
-        n = pread(journal->fd, buf, sizeof(buf), reader.offset);
+    if (n == -1) {
+        ngx_log_error(NGX_LOG_ALERT, log, ngx_errno,
+                      ngx_read_file_n " \"%V\" failed", &journal->path);
+        return NGX_ERROR;
+    }
 
-        if (n == -1) {
-            ngx_log_error(NGX_LOG_ALERT, log, ngx_errno,
-                          ngx_read_file_n " \"%V\" failed", &journal->path);
-            return NGX_ERROR;
-        }
+    p = buf;
 
-        p = buf;
+    while ((next = ledger_journal_next(&reader, &p, buf + n, &r, &at, err))
+           != LEDGER_AGAIN)
+    {
+        if (next == LEDGER_DAMAGED) {
 
-        while ((next = ledger_journal_next(&reader, &p, buf + n, &r, &at,
-                                           err))
-               != LEDGER_AGAIN)
-        {
-            if (next == LEDGER_DAMAGED) {
-
-                if (++named <= NGX_HTTP_LLM_JOURNAL_NAMED) {
-                    ngx_log_error(NGX_LOG_ERR, log, 0,
-                                  "llm journal \"%V\": byte %uL: %s, passed "
-                                  "over", &journal->path, at, err);
-                }
-
-            } else if (ngx_http_llm_journal_apply(sh, &r, reader.offset)
-                       != NGX_OK
-                       && sh->homeless++ == 0)
-            {
-                ngx_log_error(NGX_LOG_EMERG, log, 0,
-                              "llm journal \"%V\": no room for account "
-                              "\"%s\", the zone of llm_accounts is too small",
-                              &journal->path, r.account);
+            if (++*named <= NGX_HTTP_LLM_JOURNAL_NAMED) {
+                ngx_log_error(NGX_LOG_ERR, log, 0,
+                              "llm journal \"%V\": byte %uL: %s, passed over",
+                              &journal->path, at, err);
             }
 
-            sh->reader = reader;
+        } else if (ngx_http_llm_journal_apply(sh, &r, reader.offset) != NGX_OK
+                   && sh->homeless++ == 0)
+        {
+            ngx_log_error(NGX_LOG_EMERG, log, 0,
+                          "llm journal \"%V\": no room for account \"%s\", "
+                          "the zone of llm_accounts is too small",
+                          &journal->path, r.account);
         }
 
         sh->reader = reader;
-
-        /* A file that is read to its end gives less than was asked for. */
-
-        if (n < (ssize_t) sizeof(buf)) {
-            journal->left = buf + n - p;
-            break;
-        }
     }
 
-    if (named > NGX_HTTP_LLM_JOURNAL_NAMED) {
-        ngx_log_error(NGX_LOG_ERR, log, 0,
-                      "llm journal \"%V\": %ui more parts passed over",
-                      &journal->path, named - NGX_HTTP_LLM_JOURNAL_NAMED);
+    sh->reader = reader;
+
+    /* A file that is read to its end gives less than was asked for. */
+
+    if (n == (ssize_t) sizeof(buf)) {
+        return NGX_AGAIN;
     }
+
+    journal->left = buf + n - p;
 
     return NGX_OK;
 }

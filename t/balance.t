@@ -237,6 +237,17 @@ $t->error_ok(chat('dave', 'tokens=1', port => $t->port('two')), 402,
              'the second one knows');
 $two->done();
 
+# Much at once, more than is read in one go.
+
+credit('dave', 0.5);
+my ($line) = (grep { / dave \w+$/ } $t->read_file('state') =~ /^(L1 credit .*)$/mg)
+             [-1];
+open my $f, '>>', $state or die "$state: $!";
+print $f "$line\n" x 5000;
+close $f or die "$state: $!";
+is(chat('dave', 'tokens=1')->{status}, 200, 'much at once: a balance again');
+is(seen('dave'), 2499.5, 'much at once: all of it');
+
 # A start: torn, damaged and doubled records.
 
 sub restart {

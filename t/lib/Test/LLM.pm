@@ -255,7 +255,8 @@ sub nginx {
         die "nginx did not start: " . $self->read_file('logs/nginx.err')
             . $self->read_file('logs/error.log') if !$self->alive('nginx');
         return -s "$self->{dir}/nginx.pid"
-            && $self->listens($self->port('http'));
+            && $self->listens($self->port('http'))
+            && $self->workers() >= $self->{workers};
     }, 20) or die 'nginx does not listen';
 
     return $self;
