@@ -113,7 +113,7 @@ check-determinism: engine tests
 	WEIGHTS=$(if $(LONG),int4,int8) tests/determinism.sh $(BUILD) \
 	    $(BUILD)/checkpoints/drafts
 
-check-nodes: engine tests
+check-nodes: engine tests $(BUILD)/tests/cuda/llm-engine
 	@mkdir -p $(BUILD)/checkpoints
 	@test -e $(BUILD)/checkpoints/drafts/config.json \
 	    || $(PY) tests/reference/make_checkpoint.py --style v3 --seed 7 \
@@ -121,6 +121,7 @@ check-nodes: engine tests
 	        $(BUILD)/checkpoints/drafts
 	tests/nodes.sh $(BUILD) engine/models/wordnet-tiny \
 	    $(BUILD)/checkpoints/drafts
+	tests/nodes_cuda.sh $(BUILD) $(BUILD)/checkpoints/drafts
 
 # Debian's nginx is not built with a sanitizer, so its runtime comes first.
 

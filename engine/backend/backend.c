@@ -11,6 +11,7 @@
 /* NULL where the program is linked without it. */
 #pragma weak be_cuda_open
 #pragma weak be_cuda_memory
+#pragma weak be_cuda_peer_id
 
 
 be_t *
@@ -40,4 +41,18 @@ be_memory(const char *name, uint32_t ranks, uint64_t *bytes, uint32_t *shared,
     }
 
     return 1;
+}
+
+
+int
+be_peer_id(const char *name, uint8_t *id, char *err)
+{
+    if (strcmp(name, "cuda") == 0 && be_cuda_peer_id != NULL) {
+        return be_cuda_peer_id(id, err);
+    }
+
+    snprintf(err, ERR_LEN, "backend \"%s\" has no exchange between processes",
+             name);
+
+    return -1;
 }

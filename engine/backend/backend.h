@@ -517,6 +517,13 @@ int be_memory(const char *name, uint32_t ranks, uint64_t *bytes,
     uint32_t *shared, char *err);
 
 /*
+ * An id for be_peer_options_t of that backend's ranks, [BE_PEER_ID], made by
+ * one process for all.  0, or -1 with the reason in `err`: none can be made
+ * here.
+ */
+int be_peer_id(const char *name, uint8_t *id, char *err);
+
+/*
  * Opens a backend for one rank.  `name` "cpu" (or "cuda", where built in).
  * NULL with the reason in `err` (ERR_LEN).
  */
@@ -537,15 +544,10 @@ be_t *be_cpu_open(const be_options_t *opt, char *err);
  */
 be_t *be_cuda_open(const be_options_t *opt, char *err);
 
-/*
- * An id for be_peer_options_t, made by one process for all.  0, or -1 with the
- * reason in `err`: there is no NCCL.
- */
-int be_cuda_peer_id(uint8_t *id, char *err);
-
-/* be_memory() of that backend. */
+/* be_memory() and be_peer_id() of that backend. */
 int be_cuda_memory(uint32_t ranks, uint64_t *bytes, uint32_t *shared,
     char *err);
+int be_cuda_peer_id(uint8_t *id, char *err);
 
 /* NULL-terminated list of the kernel paths this processor can run. */
 const char *const *be_cpu_paths(void);

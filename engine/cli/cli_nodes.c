@@ -87,13 +87,6 @@ cli_nodes_find(cli_engine_t *cli, char *err)
         return 0;
     }
 
-    if (strcmp(cli->backend, "cpu") != 0) {
-        snprintf(err, ERR_LEN, "--nodes: several nodes compute with --backend "
-                 "cpu only: NCCL was run against a stand-in, not yet on two "
-                 "GPUs");
-        return -1;
-    }
-
     if (cli->node_rank >= cli->n_nodes) {
         snprintf(err, ERR_LEN, "--node-rank: \"%u\" is not one of %u nodes, "
                  "which are numbered from 0", cli->node_rank, cli->n_nodes);
@@ -206,15 +199,24 @@ static void
 nodes_setup(const cli_engine_t *cli, const cli_ranks_options_t *opt,
     char *text, size_t size)
 {
+    int  device;
+
     static const char *const  types[BE_DTYPES] = {
         "auto", "bf16", "fp8", "int8", "int4"
     };
 
-    snprintf(text, size, "%s %s %s, weights %s, batch %u, chunk %u, "
-             "speculate %u, redundant %u, balance %g", opt->backend,
-             cli_ranks_path(opt), opt->compute == BE_BF16 ? "bf16" : "f32",
-             types[opt->weights], cli->max_batch, cli->prefill_chunk,
-             cli->speculate, cli->redundant, cli->balance_interval);
+    /* the kernels of processors that only feed devices do not matter */
+
+    device = strcmp(opt->backend, "cpu") != 0;
+
+    snprintf(text, size, "%s %s%s%s, weights %s, batch %u, chunk %u, "
+             "speculate %u, redundant %u, balance %g%s%s", opt->backend,
+             device ? "" : cli_ranks_path(opt), device ? "" : " ",
+             opt->compute == BE_BF16 ? "bf16" : "f32", types[opt->weights],
+             cli->max_batch, cli->prefill_chunk, cli->speculate,
+             cli->redundant, cli->balance_interval,
+             opt->kv == BE_F8E4M3 ? ", kv fp8" : "",
+             opt->fixed ? ", deterministic" : "");
 }
 
 
@@ -232,6 +234,7 @@ cli_nodes_join(ep_nodes_t *nodes, cli_ranks_t *ranks, uint32_t max_depth,
     sched_join_t *j, char *err)
 {
     uint32_t     i;
+    uint64_t     most;
     ep_begin_t   mine, all[EP_NODES_MAX];
 
     if (ep_nodes_status(nodes, err) != 0) {
@@ -249,12 +252,14 @@ cli_nodes_join(ep_nodes_t *nodes, cli_ranks_t *ranks, uint32_t max_depth,
     mine.rows = (uint64_t) j->rows;
     mine.planned_us = (uint64_t) j->planned_us;
     mine.move = cli_ranks_move(ranks);
+    mine.most = j->most;
 
     if (ep_nodes_begin(nodes, &mine, all, err) != 0) {
         return -1;
     }
 
     j->rows = 0;
+    most = 0;
 
     for (i = 0; i < ep_nodes_count(nodes); i++) {
 
@@ -267,6 +272,7 @@ cli_nodes_join(ep_nodes_t *nodes, cli_ranks_t *ranks, uint32_t max_depth,
 
         j->depth = (all[i].depth > j->depth) ? all[i].depth : j->depth;
         j->rows += (double) all[i].rows;
+        most = (all[i].most > most) ? all[i].most : most;
 
         if ((double) all[i].planned_us > j->planned_us) {
             j->planned_us = (double) all[i].planned_us;
@@ -277,6 +283,8 @@ cli_nodes_join(ep_nodes_t *nodes, cli_ranks_t *ranks, uint32_t max_depth,
         ep_nodes_fail(nodes, err);
         return -1;
     }
+
+    cli_ranks_most(ranks, most < UINT32_MAX ? (uint32_t) most : UINT32_MAX);
 
     return 1;
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "cli/cli_ranks.h"
+#include "ep/ep_nccl.h"
 #include "ep/ep_tcp.h"
 #include "serve/serve.h"
 
@@ -30,6 +31,7 @@ struct cli_ranks_s {
     ep_map_t             *map;
     model_balance_t      *balance;   /* of several ranks */
     cli_rank_t           *rank;
+    int                   far;       /* others' devices, over NCCL */
 
     pthread_mutex_t       lock;
     pthread_cond_t        go;
@@ -149,7 +151,14 @@ cli_ranks_exchange(cli_ranks_t *r, char *err)
         return -1;
     }
 
-    if (r->opt.nodes != NULL) {
+    if (r->opt.nodes != NULL && strcmp(r->opt.backend, "cuda") == 0) {
+        rc = ep_nccl_open(ex, r->opt.nodes, r->opt.ranks, r->opt.max_rows,
+                          gate->top_k, gate->experts,
+                          model_config(r->model)->hidden, r->opt.fixed,
+                          r->opt.timeout_ms, r->opt.backend, err);
+        r->far = 1;
+
+    } else if (r->opt.nodes != NULL) {
         rc = ep_tcp_open(ex, r->opt.nodes, r->opt.ranks, r->opt.max_rows,
                          gate->top_k, gate->experts,
                          model_config(r->model)->hidden, r->opt.timeout_ms,
@@ -266,6 +275,15 @@ cli_ranks_turn(cli_ranks_t *r, uint64_t move, char *err)
     }
 
     return 0;
+}
+
+
+void
+cli_ranks_most(cli_ranks_t *r, uint32_t rows)
+{
+    if (r->far) {
+        ep_nccl_most(r->rank[0].ex, rows);
+    }
 }
 
 

@@ -75,6 +75,12 @@ model_rank_t *cli_ranks_rank(cli_ranks_t *r, uint32_t rank);
 uint64_t cli_ranks_move(const cli_ranks_t *r);
 int cli_ranks_turn(cli_ranks_t *r, uint64_t move, char *err);
 
+/*
+ * No rank of any node has more rows in the next step, nor in its drafts: as
+ * cli_ranks_turn(), what all nodes have agreed on.
+ */
+void cli_ranks_most(cli_ranks_t *r, uint32_t rows);
+
 /* How busy experts keep this rank; with one rank there is nothing to say. */
 void cli_ranks_load(const cli_ranks_t *r, uint32_t rank,
     model_balance_stats_t *st);

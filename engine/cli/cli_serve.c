@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <xxhash.h>
 
@@ -109,6 +110,13 @@ cli_serve(int argc, char **argv)
 
     if (rc != 0) {
         serve_log(SERVE_ERROR, "%s", err);
+
+        /* a device that has failed may never let go of what it was given */
+
+        if (strcmp(cli.backend, "cpu") != 0) {
+            serve_log(SERVE_NOTICE, "exit");
+            _exit(1);
+        }
     }
 
     cli_stack_close(&st);

@@ -25,14 +25,13 @@
 
 /*
  * As ep_peer_open(), for this node's `ranks` ranks, which are numbered from
- * node * ranks on; all nodes have as many.  `make` gives NCCL's id
- * (be_cuda_peer_id()); `nodes` outlives the exchanges.  A failure of NCCL's is
- * one of the nodes', and the other way round.
+ * node * ranks on; all nodes have as many.  NCCL's id is be_peer_id() of
+ * `backend`; `nodes` outlives the exchanges.  A failure of NCCL's is one of the
+ * nodes', and the other way round.
  */
 int ep_nccl_open(ep_exchange_t **ex, ep_nodes_t *nodes, uint32_t ranks,
     uint32_t max_rows, uint32_t top_k, uint32_t experts, uint32_t hidden,
-    int exact, uint32_t timeout_ms, int (*make)(uint8_t *id, char *err),
-    char *err);
+    int exact, uint32_t timeout_ms, const char *backend, char *err);
 
 /*
  * No rank of any node sends more rows than that, max_rows at most, until the

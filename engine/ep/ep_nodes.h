@@ -62,6 +62,7 @@ typedef struct {
     uint64_t  rows;
     uint64_t  planned_us;            /* the step would take it alone */
     uint64_t  move;                  /* of node 0: experts to exchange now */
+    uint64_t  most;                  /* rows of its busiest rank, drafts too */
 } ep_begin_t;
 
 /* A frame to send: iov[0] is the header's, the rest the caller's. */

@@ -58,7 +58,7 @@ _Static_assert(sizeof(peer_frame_t) == 24 + BE_PEER_ID, "a frame");
 static int peer_all_open(ep_exchange_t **ex, const be_peer_options_t *opt,
     uint32_t first, uint32_t local, uint32_t timeout_ms, char *err);
 static int peer_agree(ep_peer_all_t *all, ep_nodes_t *nodes,
-    int (*make)(uint8_t *id, char *err), char *err);
+    const char *backend, char *err);
 static int peer_swap(ep_nodes_t *nodes, uint32_t frame, const char *what,
     peer_frame_t *mine, peer_frame_t *from, char *err);
 static int peer_status(void *ctx, char *err);
@@ -101,8 +101,7 @@ ep_peer_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
 int
 ep_nccl_open(ep_exchange_t **ex, ep_nodes_t *nodes, uint32_t ranks,
     uint32_t max_rows, uint32_t top_k, uint32_t experts, uint32_t hidden,
-    int exact, uint32_t timeout_ms, int (*make)(uint8_t *id, char *err),
-    char *err)
+    int exact, uint32_t timeout_ms, const char *backend, char *err)
 {
     uint32_t            r;
     ep_peer_all_t      *all;
@@ -135,7 +134,7 @@ ep_nccl_open(ep_exchange_t **ex, ep_nodes_t *nodes, uint32_t ranks,
     all->opt.id = all->id;
     all->opt.ctx = all;
 
-    if (peer_agree(all, nodes, make, err) != 0) {
+    if (peer_agree(all, nodes, backend, err) != 0) {
         for (r = 0; r < ranks; r++) {
             ex[r]->close(ex[r]);
             ex[r] = NULL;
@@ -157,8 +156,8 @@ ep_nccl_open(ep_exchange_t **ex, ep_nodes_t *nodes, uint32_t ranks,
 
 
 static int
-peer_agree(ep_peer_all_t *all, ep_nodes_t *nodes,
-    int (*make)(uint8_t *id, char *err), char *err)
+peer_agree(ep_peer_all_t *all, ep_nodes_t *nodes, const char *backend,
+    char *err)
 {
     uint32_t       i, self;
     peer_frame_t   mine, from[EP_NODES_MAX];
@@ -171,7 +170,7 @@ peer_agree(ep_peer_all_t *all, ep_nodes_t *nodes,
     mine.exact = all->opt.exact != 0;
     self = ep_nodes_self(nodes);
 
-    if (self == 0 && make(mine.id, err) != 0) {
+    if (self == 0 && be_peer_id(backend, mine.id, err) != 0) {
         ep_nodes_fail(nodes, err);
         return -1;
     }
@@ -505,8 +504,8 @@ peer_check(const ep_peer_t *p, const ep_send_t *send, char *err)
     }
 
     if (at->ranks != opt->ranks || at->experts > opt->experts
-        || send->rows > p->all->send[p->ex.rank].most || send->top_k != opt->top_k
-        || send->hidden != opt->hidden)
+        || send->rows > p->all->send[p->ex.rank].most
+        || send->top_k != opt->top_k || send->hidden != opt->hidden)
     {
         snprintf(err, ERR_LEN, "rank %u: dispatch of %u rows to %u experts "
                  "each is not what the exchange was made for", p->ex.rank,

@@ -46,7 +46,7 @@
 
 #define EP_NODES_MAX    64
 #define EP_SETUP_LEN    232
-#define EP_VERSION      1
+#define EP_VERSION      2
 
 /* Connections to a node; -1 to oneself. */
 

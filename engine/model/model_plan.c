@@ -364,7 +364,7 @@ static void
 plan_buffers(const plan_t *p)
 {
     int                          fp8;
-    uint64_t                     rows, all, pairs, row, layers, n, each;
+    uint64_t                     rows, all, far, pairs, row, layers, n, each;
     uint64_t                    *b;
     const model_config_t        *c;
     const model_plan_options_t  *opt;
@@ -391,6 +391,14 @@ plan_buffers(const plan_t *p)
         b[MODEL_PLAN_EXCHANGE] =
             all * (row + c->gate.top_k * sizeof(int32_t))
             + (opt->exact ? 0 : rows * c->gate.top_k * c->hidden * 2);
+    }
+
+    if (opt->nodes > 1) {
+        far = opt->ranks - opt->ranks / opt->nodes;
+        n = (uint64_t) c->gate.top_k * c->hidden
+            * (opt->exact ? sizeof(float) : sizeof(uint16_t));
+        b[MODEL_PLAN_EXCHANGE] +=
+            far * rows * (row + c->gate.top_k * sizeof(int32_t) + 2 * n);
     }
 
     each = (p->plan->experts + p->per_card - 1) / p->per_card;

@@ -130,6 +130,9 @@ typedef struct {
     uint32_t  depth;                 /* drafts; then the most of all */
     double    rows;                  /* of the step; then those of all */
     double    planned_us;            /* then of the slowest */
+    uint32_t  most;                  /* rows of a rank in any of its passes,
+                                        drafts as well, at most; of this
+                                        engine alone */
 } sched_join_t;
 
 typedef int (*sched_join_pt)(void *ctx, sched_join_t *j, char *err);

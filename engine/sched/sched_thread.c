@@ -16,6 +16,7 @@ static void *sched_main(void *data);
 static void *sched_leader(void *data);
 static int sched_sleep(sched_t *s);
 static int sched_join(sched_t *s, int work);
+static uint32_t sched_most(const sched_t *s);
 static void sched_step(sched_t *s);
 static void sched_halt(sched_t *s);
 
@@ -217,6 +218,7 @@ sched_join(sched_t *s, int work)
     j.depth = work ? s->depth : 0;
     j.rows = work ? s->all_rows : 0;
     j.planned_us = work ? s->planned_us : 0;
+    j.most = work ? sched_most(s) : 0;
 
     rc = s->opt.join(s->opt.step_ctx, &j, err);
 
@@ -234,6 +236,28 @@ sched_join(sched_t *s, int work)
     }
 
     return rc;
+}
+
+
+/*
+ * Others may want drafts where this one does not; a draft has no more rows than
+ * the step, but one that a sequence may have missed (sched_draft.c).
+ */
+
+static uint32_t
+sched_most(const sched_t *s)
+{
+    uint32_t             i, n, most;
+    const sched_rank_t  *rk;
+
+    for (i = 0, most = 0; i < s->n_ranks; i++) {
+        rk = &s->rank[i];
+        n = rk->n_rows + (s->opt.speculate > 0 ? rk->n_entries : 0);
+        n = (n < s->max_rows) ? n : s->max_rows;
+        most = (n > most) ? n : most;
+    }
+
+    return most;
 }
 
 

@@ -483,7 +483,7 @@ test_strangers(void **state)
     assert_memory_equal(answer, "LLMNODES", 8);
     assert_int_equal(answer[2], EP_VERSION);
     assert_int_equal(answer[4], 1);
-    assert_non_null(strstr((char *) answer + 32, "it speaks version 2"));
+    assert_non_null(strstr((char *) answer + 32, "it speaks version 3"));
     close(i);
 
     c[1] = start(&p[1]);
@@ -556,7 +556,7 @@ test_impostor(void **state)
     memcpy(answer, "LLMNODES", 8);
     answer[2] = 9;
     answer[3] = sizeof(answer);
-    impostor(answer, sizeof(answer), "speaks version 9, this one 1");
+    impostor(answer, sizeof(answer), "speaks version 9, this one 2");
 
     answer[2] = EP_VERSION;
     answer[5] = 3;

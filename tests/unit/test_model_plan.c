@@ -320,6 +320,15 @@ test_k2(void **state)
     assert_int_equal(p.bytes[MODEL_PLAN_EXPERTS],
                      24 * 60 * UINT64_C(44050944));
     assert_int_equal(p.weights, UINT64_C(78516754272));
+
+    /*
+     * As of 16 ranks of one node; and for each of the 8 of the other one 288
+     * rows as they travel, with their slots, and 8 BF16 rows of each there
+     * and back
+     */
+    assert_int_equal(p.bytes[MODEL_PLAN_EXCHANGE],
+                     16 * 288 * (7168 + 224 + 32) + 288 * 8 * 7168 * 2
+                     + 8 * 288 * (7168 + 224 + 32 + 2 * 8 * 7168 * 2));
 }
 
 

@@ -2,6 +2,7 @@
  * Devices: how many there are, what they say of themselves, and errors.
  */
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "emu_runtime.h"
@@ -11,11 +12,27 @@
 #define EMU_MEMORY  ((size_t) 8 << 30)
 
 
-static int                       dev_count = 1;
+static int dev_wanted(void);
+
+
+static int                       dev_count = dev_wanted();
 static int                       dev_sms = EMU_SMS;
 static size_t                    dev_memory = EMU_MEMORY;
 static thread_local int          dev_current;
 static thread_local cudaError_t  dev_error;
+
+
+/* A program that does not ask for devices has one, or CU_EMU_DEVICES. */
+
+static int
+dev_wanted(void)
+{
+    const char  *n;
+
+    n = getenv("CU_EMU_DEVICES");
+
+    return n != NULL ? atoi(n) : 1;
+}
 
 
 void

@@ -1,83 +1,73 @@
 /*
- * A stand-in for NCCL between threads of one process.
+ * A stand-in for NCCL between threads of one process, or processes of one
+ * machine (emu_nccl.h).
  *
  * What it holds a caller to: a communicator that does not block is in progress
  * after it was begun, until all ranks are there, and after each group, and
  * may not be called then but for its state; no two ranks have one device; what
  * is sent and received lies in device memory; a receive names the size that
- * was sent.  A group is one operation of the stream: it puts what it sends into
- * the others' boxes, then waits for its own to fill, as long as nobody aborts
- * the communicator.  One that is aborted is an error of all others.
+ * was sent.  A group is one operation of the stream: all that it sends and
+ * receives moves together, as long as nobody aborts the communicator.  One that
+ * is aborted is an error of all others; a process that has died is none, and
+ * who waits for it waits until it aborts.
  */
 
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-#include <condition_variable>
-#include <deque>
-#include <map>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
+#include "emu_nccl.h"
 #include "emu_runtime.h"
 #include "emu_thread.h"
 #include "nccl.h"
 
 
-struct member_t;
+#define NCCL_SLEEP  50000            /* ns, while nothing moves */
 
-struct world_t {
-    int                                                    ranks;
-    int                                                    came;
-    int                                                    aborted;
-    int                                                    twice;
-    std::vector<int>                                       device;
-    std::map<std::pair<int, int>, std::deque<std::string>> box;
-};
 
 struct member_t {
-    std::shared_ptr<world_t>  w;
-    int                       rank;
-    int                       device;
-    int                       aborted;
-    int                       closed;    /* finalized */
-    int                       waits;     /* looks until a group is done */
+    std::shared_ptr<emu_world_t>  w;
+    int                           device;
+    std::atomic<int>              aborted;
+    int                           closed;    /* finalized */
+    int                           waits;     /* looks until a group is done */
 };
 
 struct ncclComm {
     std::shared_ptr<member_t>  m;
 };
 
-struct piece_t {
-    int         recv;
-    int         peer;
-    void       *data;
-    size_t      size;
-};
-
 struct group_t {
-    int                   depth;
-    ncclComm_t            comm;
-    cudaStream_t          stream;
-    std::vector<piece_t>  pieces;
+    int                       depth;
+    ncclComm_t                comm;
+    cudaStream_t              stream;
+    std::vector<emu_piece_t>  pieces;
 };
 
 
-static std::mutex                                       nccl_lock;
-static std::condition_variable                          nccl_moved;
-static std::map<std::string, std::shared_ptr<world_t>>  nccl_worlds;
-static unsigned long long                               nccl_ids;
-static unsigned long long                               nccl_groups;
-static unsigned long long                               nccl_bytes;
-static int                                              nccl_comms;
-static int                                              nccl_missing;
-static int                                              nccl_mute_rank;
-static int                                              nccl_mute_n;
-static thread_local group_t                             nccl_group;
+static void nccl_run(std::shared_ptr<member_t> m,
+    std::vector<emu_piece_t> pieces);
+static void nccl_count(const member_t *m, std::vector<emu_piece_t> *pieces);
+static size_t nccl_move(emu_world_t *w, std::vector<emu_piece_t> *pieces,
+    int recv);
+
+
+static std::mutex             nccl_lock;
+static unsigned long long     nccl_groups;
+static unsigned long long     nccl_bytes;
+static int                    nccl_comms;
+static int                    nccl_missing;
+static int                    nccl_mute_rank;
+static int                    nccl_mute_n;
+static thread_local group_t   nccl_group;
 
 
 /* --- communicators ----------------------------------------------------- */
@@ -94,12 +84,10 @@ nccl_version(int *version)
 static ncclResult_t
 nccl_id(ncclUniqueId *id)
 {
-    std::lock_guard<std::mutex>  lock(nccl_lock);
-
     memset(id, 0, sizeof(*id));
-    snprintf(id->internal, sizeof(id->internal), "emu %llu", ++nccl_ids);
 
-    return ncclSuccess;
+    return emu_world_make(id->internal, sizeof(id->internal)) == 0
+           ? ncclSuccess : ncclSystemError;
 }
 
 
@@ -107,10 +95,9 @@ static ncclResult_t
 nccl_init(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank,
     ncclConfig_t *config)
 {
-    std::string                  key(id.internal, sizeof(id.internal));
     std::lock_guard<std::mutex>  lock(nccl_lock);
 
-    if (strncmp(id.internal, "emu ", 4) != 0 || rank < 0 || rank >= ranks
+    if (memchr(id.internal, '\0', sizeof(id.internal)) == NULL
         || config == NULL || config->magic != NCCL_CONFIG_MAGIC
         || config->blocking != 0)
     {
@@ -119,35 +106,17 @@ nccl_init(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank,
 
     emu_apart();
 
-    auto  &w = nccl_worlds[key];
+    auto  w = emu_world_join(id.internal, ranks, rank, emu_device());
 
     if (w == NULL) {
-        w = std::make_shared<world_t>();
-        w->ranks = ranks;
-        w->device.assign((size_t) ranks, -1);
-    }
-
-    if (w->ranks != ranks || w->device[(size_t) rank] != -1) {
         return ncclInvalidArgument;
     }
-
-    for (int d : w->device) {
-        w->twice |= d == emu_device();
-    }
-
-    w->device[(size_t) rank] = emu_device();
-    w->came++;
 
     *comm = new ncclComm;
     (*comm)->m = std::make_shared<member_t>();
     (*comm)->m->w = w;
-    (*comm)->m->rank = rank;
     (*comm)->m->device = emu_device();
     nccl_comms++;
-
-    if (w->came == ranks) {
-        nccl_worlds.erase(key);
-    }
 
     return ncclInProgress;
 }
@@ -156,16 +125,16 @@ nccl_init(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank,
 static ncclResult_t
 nccl_status(member_t *m)
 {
-    if (m->w->twice) {
+    if (m->w->s->twice) {
         return ncclInvalidUsage;
     }
 
-    if (m->w->aborted) {
+    if (m->w->s->aborted) {
         return ncclRemoteError;
     }
 
-    return (m->w->came < m->w->ranks || m->waits > 0) ? ncclInProgress
-                                                      : ncclSuccess;
+    return (m->w->came() < m->w->s->ranks || m->waits > 0) ? ncclInProgress
+                                                           : ncclSuccess;
 }
 
 
@@ -222,10 +191,9 @@ nccl_abort(ncclComm_t comm)
     std::lock_guard<std::mutex>  lock(nccl_lock);
 
     comm->m->aborted = 1;
-    comm->m->w->aborted = 1;
+    comm->m->w->s->aborted = 1;
     nccl_comms--;
     delete comm;
-    nccl_moved.notify_all();
 
     return ncclSuccess;
 }
@@ -252,7 +220,7 @@ nccl_piece(int recv, const void *data, size_t n, ncclDataType_t type,
     std::lock_guard<std::mutex>  lock(nccl_lock);
 
     if (g->depth == 0 || type != ncclUint8 || peer < 0
-        || peer >= comm->m->w->ranks || peer == comm->m->rank
+        || peer >= comm->m->w->s->ranks || peer == comm->m->w->rank
         || (g->comm != NULL && (g->comm != comm || g->stream != stream))
         || nccl_status(comm->m.get()) == ncclInProgress
         || emu_device() != comm->m->device)
@@ -265,7 +233,7 @@ nccl_piece(int recv, const void *data, size_t n, ncclDataType_t type,
                   "that size", recv ? "a receive" : "a send", n, data);
     }
 
-    piece_t  p = { recv, peer, (void *) data, n };
+    emu_piece_t  p = { recv, peer, (char *) data, n, 0 };
 
     g->comm = comm;
     g->stream = stream;
@@ -292,54 +260,93 @@ nccl_recv(void *data, size_t n, ncclDataType_t type, int peer,
 
 
 static void
-nccl_run(std::shared_ptr<member_t> m, const std::vector<piece_t> &pieces)
+nccl_run(std::shared_ptr<member_t> m, std::vector<emu_piece_t> pieces)
 {
-    int                           mute;
-    std::unique_lock<std::mutex>  lock(nccl_lock);
+    struct timespec  ts = { 0, NCCL_SLEEP };
 
-    mute = m->rank == nccl_mute_rank && nccl_mute_n == 1;
+    nccl_count(m.get(), &pieces);
 
-    if (m->rank == nccl_mute_rank && nccl_mute_n > 1) {
-        nccl_mute_n--;
-    }
-
-    for (const piece_t &p : pieces) {
-        if (!p.recv && !mute) {
-            m->w->box[{ m->rank, p.peer }].emplace_back((const char *) p.data,
-                                                        p.size);
-            nccl_bytes += p.size;
-        }
-    }
-
-    nccl_moved.notify_all();
-
-    for (const piece_t &p : pieces) {
-
-        if (!p.recv) {
-            continue;
-        }
-
-        auto  &box = m->w->box[{ p.peer, m->rank }];
-
-        while (box.empty() && !m->aborted) {
-            nccl_moved.wait(lock);
-        }
+    while (!pieces.empty()) {
 
         if (m->aborted) {
             return;
         }
 
-        if (box.front().size() != p.size) {
-            emu_fatal("NCCL: rank %d receives %zu bytes of rank %d, which "
-                      "sends %zu", m->rank, p.size, p.peer,
-                      box.front().size());
+        if (nccl_move(m->w.get(), &pieces, 0)
+            + nccl_move(m->w.get(), &pieces, 1)
+            == 0)
+        {
+            nanosleep(&ts, NULL);
         }
-
-        memcpy(p.data, box.front().data(), p.size);
-        box.pop_front();
     }
 
+    std::lock_guard<std::mutex>  lock(nccl_lock);
+
     nccl_groups++;
+}
+
+
+/* Who is mute only receives. */
+
+static void
+nccl_count(const member_t *m, std::vector<emu_piece_t> *pieces)
+{
+    int     mute;
+    size_t  i;
+
+    std::lock_guard<std::mutex>  lock(nccl_lock);
+
+    mute = m->w->rank == nccl_mute_rank && nccl_mute_n == 1;
+
+    if (m->w->rank == nccl_mute_rank && nccl_mute_n > 1) {
+        nccl_mute_n--;
+    }
+
+    for (i = 0; i < pieces->size(); /* void */ ) {
+
+        if ((*pieces)[i].recv) {
+            i++;
+
+        } else if (mute) {
+            pieces->erase(pieces->begin() + (ptrdiff_t) i);
+
+        } else {
+            nccl_bytes += (*pieces)[i++].size;
+        }
+    }
+}
+
+
+/* One way, to or from each rank in order.  Bytes. */
+
+static size_t
+nccl_move(emu_world_t *w, std::vector<emu_piece_t> *pieces, int recv)
+{
+    int       full[EMU_NCCL_RANKS] = { 0 };
+    size_t    i, moved;
+
+    moved = 0;
+
+    for (i = 0; i < pieces->size(); /* void */ ) {
+        emu_piece_t  *p = &(*pieces)[i];
+
+        if (p->recv != recv || full[p->peer]) {
+            i++;
+            continue;
+        }
+
+        moved += emu_world_move(w, p);
+
+        if (p->done == p->size + sizeof(uint64_t)) {
+            pieces->erase(pieces->begin() + (ptrdiff_t) i);
+
+        } else {
+            full[p->peer] = 1;
+            i++;
+        }
+    }
+
+    return moved;
 }
 
 
@@ -348,7 +355,7 @@ nccl_end(void)
 {
     group_t                    *g = &nccl_group;
     cudaStream_t                stream;
-    std::vector<piece_t>        pieces;
+    std::vector<emu_piece_t>    pieces;
     std::shared_ptr<member_t>   m;
 
     if (g->depth == 0) {
@@ -401,7 +408,7 @@ nccl_last(ncclComm_t comm)
 {
     std::lock_guard<std::mutex>  lock(nccl_lock);
 
-    return (comm != NULL && comm->m->w->twice) ? "two ranks on one device"
+    return (comm != NULL && comm->m->w->s->twice) ? "two ranks on one device"
                                                : "";
 }
 

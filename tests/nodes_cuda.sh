@@ -1,0 +1,225 @@
+#!/bin/sh
+# Engines on emulated devices, of two processes as if on two nodes, with the
+# stand-in for NCCL between them: answers are those of one process with all the
+# ranks, byte for byte, asked at either node, while tokens are guessed and, with
+# LONG set, while experts move; a node that is killed or hangs ends the other
+# one's step with words.
+#
+#     nodes_cuda.sh BUILD MODEL-DIR
+
+set -eu
+
+build=$1
+model=$2
+
+dir=$(mktemp -d)
+pids=
+trap 'test -z "$pids" || kill -9 $pids 2>/dev/null || :; rm -rf "$dir"' EXIT
+
+# what ranks share is named there
+TMPDIR=$dir
+export TMPDIR
+
+fail()
+{
+    echo "not ok: $*"
+    for f in "$dir"/log*; do
+        echo "== ${f##*/}"
+        tail -5 "$f"
+    done
+    exit 1
+}
+
+# serve LOG SOCKET OPTION...
+serve()
+{
+    log=$1
+    socket=$2
+    shift 2
+    "$build/tests/cuda/llm-engine" serve --backend cuda --deterministic \
+        --model "$model" --socket "$dir/$socket" --max-context 256 \
+        --max-batch 4 --prefill-chunk 32 --kv-memory 16M --grace 1 \
+        --log-level info "$@" 2>"$dir/$log" &
+    pid=$!
+    pids="$pids $pid"
+}
+
+# ready LOG PID
+ready()
+{
+    i=0
+    until grep -q ready: "$dir/$1"; do
+        i=$((i + 1))
+        test $i -lt 900 && kill -0 "$2" || fail "$1 does not get ready"
+        sleep 0.1
+    done
+}
+
+# pair OPTION...: nodes 0 and 1
+pair()
+{
+    at=127.0.0.1:$(/usr/bin/python3 -c 'import socket
+s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    serve log0 s0 --nodes 2 --node-rank 0 --rendezvous "$at" \
+        --join-timeout 60 "$@"
+    pid0=$pid
+    serve log1 s1 --nodes 2 --node-rank 1 --rendezvous "$at" \
+        --join-timeout 60 "$@"
+    pid1=$pid
+    ready log0 $pid0
+    ready log1 $pid1
+}
+
+# ended PID: exits within twenty seconds, not with 0
+ended()
+{
+    i=0
+    while kill -0 "$1" 2>/dev/null; do
+        i=$((i + 1))
+        test $i -lt 200 || fail "node still there"
+        sleep 0.1
+    done
+    if wait "$1"; then
+        fail "status 0 of a node that failed"
+    fi
+}
+
+says()
+{
+    grep -q -e "$2" "$dir/$1" || fail "$1 does not say: $2"
+}
+
+# ask SOCKET KIND OPTION...
+ask()
+{
+    socket=$1
+    kind=$2
+    shift 2
+    "$build/tests/chan_client" --socket "$dir/$socket" --vary --dump \
+        --timeout 120 "$@" >"$dir/$kind.$socket" 2>>"$dir/figures"
+}
+
+short()
+{
+    ask "$1" greedy --total 3 --concurrent 3 --prompt-tokens 40 --max-tokens 5
+    ask "$1" seeded --total 3 --concurrent 3 --prompt-tokens 40 \
+        --max-tokens 5 --temperature 0.9 --top-p 0.95 --seed 1
+}
+
+# loads are counted every 64 steps
+long()
+{
+    ask "$1" long --total 2 --concurrent 2 --prompt-tokens 40 --max-tokens 90 \
+        --ignore-eos
+}
+
+# compare SOCKET WHAT KIND...
+n=0
+compare()
+{
+    socket=$1
+    what=$2
+    shift 2
+    for kind in "$@"; do
+        test -s "$dir/$kind.one" || fail "no answers"
+        if ! cmp -s "$dir/$kind.$socket" "$dir/$kind.one"; then
+            diff "$dir/$kind.one" "$dir/$kind.$socket" | cut -c 1-300 | head -6
+            fail "$kind at $socket, $what"
+        fi
+        n=$((n + 1))
+    done
+}
+
+stop()
+{
+    kill "$pid0"
+    wait "$pid0" || fail "node 0 does not end well"
+    ended "$pid1"
+    says log1 "node 0: it is going down"
+    pids=
+}
+
+# One process of two ranks.
+
+CU_EMU_DEVICES=2 serve log one --ranks 2
+ready log $pid
+short one
+test -z "${LONG:-}" || long one
+kill $pid
+wait $pid
+pids=
+
+moved=
+if test -n "${LONG:-}"; then
+    pair --redundant-experts 3 --balance-interval 0.05 --balance-gain 0
+    long s0
+    compare s0 "experts moved, node 1 without work" long
+
+    # the balancer has what processor time is left, and moves between steps
+
+    i=0
+    until moved=$(grep -c 'balance: layer' "$dir/log0"); do
+        i=$((i + 1))
+        test $i -lt 10 || fail "no layer moved"
+        sleep 1
+        short s0
+    done
+    moved=", experts moved in $moved layers"
+    short s1
+    compare s1 "experts moved" greedy seeded
+    stop
+fi
+
+pair --speculate 2 --speculate-always
+short s0 &
+asking=$!
+short s1
+wait $asking || fail "node 0, with guesses"
+compare s0 "guesses, both at once" greedy seeded
+compare s1 "guesses, both at once" greedy seeded
+stop
+right=$(cat "$dir/log0" "$dir/log1" \
+        | sed -n 's/.* tokens guessed, \([0-9]*\) right.*/\1/p' \
+        | awk '{ n += $1 } END { print n + 0 }')
+test "$right" -gt 0 || fail "no guess was right"
+
+# A long answer runs while the other node is killed, or stopped.
+
+busy()
+{
+    "$build/tests/chan_client" --socket "$dir/s0" --total 1 --concurrent 1 \
+        --prompt-tokens 40 --max-tokens 200 --ignore-eos --timeout 60 \
+        >"$dir/busy" 2>&1 &
+    client=$!
+    sleep 1
+}
+
+idle()
+{
+    if wait $client; then
+        fail "a request ended well"
+    fi
+}
+
+pair --node-timeout 4
+busy
+kill -9 "$pid1"
+ended "$pid0"
+says log0 "node 1 is gone"
+idle
+wait "$pid1" || :
+pids=
+
+pair --node-timeout 4
+busy
+kill -STOP "$pid1"
+ended "$pid0"
+says log0 "within 4000 ms"
+idle
+kill -CONT "$pid1"
+ended "$pid1"
+says log1 "node 0"
+pids=
+
+echo "ok: $n runs on two nodes with emulated devices equal one process," \
+     "$right guesses right$moved; killed and stopped nodes are told of"
