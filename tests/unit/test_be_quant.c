@@ -86,13 +86,18 @@ quant_floats(be_t *be, const be_weight_t *w)
 }
 
 
-/* INT8 with VNNI: integers, and weights that are not rounded. */
+/* With VNNI, INT4 without tiles: integers, and weights not rounded. */
 
 static int
 quant_integers(const char *path, be_dtype_t compute, be_dtype_t type)
 {
-    return compute == BE_BF16 && type == BE_INT8
-           && (strcmp(path, "amx") == 0 || strcmp(path, "avx512bf16") == 0);
+    if (compute != BE_BF16) {
+        return 0;
+    }
+
+    return strcmp(path, "avx512bf16") == 0
+           ? type == BE_INT8 || type == BE_INT4
+           : strcmp(path, "amx") == 0 && type == BE_INT8;
 }
 
 

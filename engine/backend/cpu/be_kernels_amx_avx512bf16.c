@@ -26,6 +26,7 @@
 #include "backend/cpu/be_amx.h"
 #include "backend/cpu/be_kernels_simd.h"
 #include "backend/cpu/be_panels.h"
+#include "backend/cpu/be_panels_int8.h"
 
 
 #define AMX_CUT            512       /* elements: 32 rows are 32 kB */

@@ -9,6 +9,7 @@
 #include "backend/cpu/be_bf16.h"
 #include "backend/cpu/be_kernels_simd.h"
 #include "backend/cpu/be_panels.h"
+#include "backend/cpu/be_panels_int8.h"
 
 
 #define BF16_ROWS  6                 /* of a register tile */
@@ -41,8 +42,9 @@ const be_kernels_t  be_kernels_avx512bf16 = {
             .gemm[BE_BF16] = { 1, bf16_size, bf16_pack, bf16_product_any },
             .gemm[BE_F8E4M3] = { 1, bf16_size, bf16_pack,
                                  be_panels_avx512bf16_f8 },
-            .gemm[BE_INT4] = { 1, bf16_size, bf16_pack,
-                               be_panels_avx512bf16_int4 },
+            .gemm[BE_INT4] = { BE_ROW_BLOCK, be_panels_int8_size,
+                               be_panels_int8_pack, be_panels_vnni_int4,
+                               BE_GROUP_INT8 },
             .gemm[BE_INT8] = { BE_ROW_BLOCK, be_panels_int8_size,
                                be_panels_int8_pack, be_panels_vnni_int8,
                                BE_GROUP_INT8 },

@@ -43,7 +43,6 @@ BE_PANEL_PRODUCTS(be_panels_avx2_rounded);
 BE_PANEL_PRODUCTS(be_panels_avx512);
 BE_PANEL_PRODUCTS(be_panels_avx512_rounded);
 BE_PANEL_PRODUCT(be_panels_avx512bf16_f8);
-BE_PANEL_PRODUCT(be_panels_avx512bf16_int4);
 
 /* On the matrix unit, which takes them in tiles of 16 rows by 32 columns. */
 
@@ -54,12 +53,13 @@ BE_PANEL_PRODUCT(be_panels_amx_f8);
 BE_PANEL_PRODUCT(be_panels_amx_int4);
 BE_PANEL_PRODUCT(be_panels_amx_pairs);
 
-/* As integers: on the matrix unit and VNNI, on VNNI alone. */
+/*
+ * As integers, packed as in be_panels_int8.h: on the matrix unit and VNNI, on
+ * VNNI alone.
+ */
 
-size_t be_panels_int8_size(uint32_t rows, uint32_t k);
-void be_panels_int8_pack(void *act, uint32_t k, uint32_t row, uint32_t col,
-    const float *const *x, uint32_t m, uint32_t n);
 BE_PANEL_PRODUCT(be_panels_int8);
 BE_PANEL_PRODUCT(be_panels_vnni_int8);
+BE_PANEL_PRODUCT(be_panels_vnni_int4);
 
 #endif /* BE_PANELS_H */

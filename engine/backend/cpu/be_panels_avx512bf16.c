@@ -146,12 +146,6 @@ BE_PANEL_PRODUCT(be_panels_avx512bf16_f8)
     pairs_product(act, k, row, m, w, ldw, n, c, ldc, BE_F8E4M3);
 }
 
-
-BE_PANEL_PRODUCT(be_panels_avx512bf16_int4)
-{
-    pairs_product(act, k, row, m, w, ldw, n, c, ldc, BE_INT4);
-}
-
 #else
 
 typedef int be_panels_avx512bf16_none_t;

@@ -1,25 +1,13 @@
 /*
  * Products of INT8 weights as integers: AVX-512 VNNI, and the matrix unit.
  *
- * Activations are made 16-bit integers with a scale for each 64 of a row,
- * which is far finer than BF16, and stored as two digits,
- *
- *     a = 256 high + low,  |a| <= 32512,  -128 <= low <= 127,
- *
- * so that a group's sum over 64 weights is exact in 32 bits, in whatever order
- * and by whatever instruction.  It becomes a float once, and floats are summed
- * over the groups in order: a chain of fused multiply-adds for each output.
- * So few rows on the vector unit and many on the matrix unit give the same
- * bits, and neither has to make the weights into anything else.  Where there
- * is no matrix unit all rows go over vectors, and to the same bits.
- *
- * Packed, for each 16 rows and 64 elements:
- *
- *     [16][64] high; [16][64] low; [16] float scales; [16] int32 -128 * sum
- *
- * The last is what vpdpbusd wants, whose bytes of weights are unsigned: 128 is
- * added to them.  A group of an activation is one of the weights' scales, and
- * its 16 lines of codes are a tile B.
+ * A group of an activation (be_panels_int8.h) is one of the weights' scales,
+ * and its 16 lines of codes are a tile B.  The group's sum is exact; it becomes
+ * a float once, and floats are summed over the groups in order: a chain of
+ * fused multiply-adds for each output.  So few rows on the vector unit and many
+ * on the matrix unit give the same bits, and neither has to make the weights
+ * into anything else.  Where there is no matrix unit all rows go over vectors,
+ * and to the same bits.
  *
  * The tile registers: 0 … 3 are C, both digits of two groups; 4 and 5 are A;
  * 6 is B.
@@ -31,12 +19,9 @@
 
 #include "backend/cpu/be_amx.h"
 #include "backend/cpu/be_panels.h"
+#include "backend/cpu/be_panels_int8.h"
 
 
-#define INT8_GROUP   BE_GROUP_INT8
-#define INT8_BLOCK   (2 * AMX_TILE + 2 * 64)     /* bytes: 16 rows, a group */
-#define INT8_SCALE   (2 * AMX_TILE)
-#define INT8_SUM     (2 * AMX_TILE + 64)
 #define INT8_TOP     32512.0f                    /* 256 * 127 */
 #define INT8_SMALL   0x1p-100f                   /* groups of less are zero */
 #define INT8_BAD     0x7f800000u                 /* bits: not finite */
@@ -88,7 +73,7 @@ int8_pack_group(uint8_t *to, uint32_t row, const float *x, uint32_t n)
 {
     vf_t      v[4];
     float     most, scale, times;
-    __m512i   a[4], top, order;
+    __m512i   a[4], order, top, half[2];
     int32_t   sum;
     uint32_t  i, bits;
 
@@ -116,15 +101,13 @@ int8_pack_group(uint8_t *to, uint32_t row, const float *x, uint32_t n)
         times = 0.0f;
     }
 
-    top = _mm512_setzero_si512();
-
 #pragma GCC unroll 4
     for (i = 0; i < 4; i++) {
         a[i] = _mm512_cvtps_epi32(vf_mul(v[i], vf_set1(times)));
-        top = _mm512_add_epi32(top, a[i]);
     }
 
-    sum = (int32_t) (-128 * (uint32_t) _mm512_reduce_add_epi32(top));
+    half[0] = _mm512_add_epi32(a[0], a[1]);
+    half[1] = _mm512_add_epi32(a[2], a[3]);
 
     /* Words, then bytes: each quarter takes what lies in that quarter. */
 
@@ -141,11 +124,15 @@ int8_pack_group(uint8_t *to, uint32_t row, const float *x, uint32_t n)
 
     _mm512_store_si512(to + row * 64,
         _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a[0], a[2])));
-    _mm512_store_si512(to + AMX_TILE + row * 64,
+    _mm512_store_si512(to + INT8_LOW + row * 64,
         _mm512_permutexvar_epi32(order, _mm512_packus_epi16(a[1], a[3])));
 
     memcpy(to + INT8_SCALE + row * 4, &scale, 4);
-    memcpy(to + INT8_SUM + row * 4, &sum, 4);
+
+    for (i = 0; i < 2; i++) {
+        sum = (int32_t) (-128 * (uint32_t) _mm512_reduce_add_epi32(half[i]));
+        memcpy(to + INT8_SUM + i * 64 + row * 4, &sum, 4);
+    }
 }
 
 
@@ -160,7 +147,7 @@ int8_vectors(const uint8_t *a, uint32_t row, uint32_t groups,
     const uint8_t *w, float *c, size_t ldc, uint32_t n, const uint32_t rows)
 {
     vf_t            acc[INT8_ROWS], s, f;
-    int32_t         digit, total;
+    int32_t         digit, total, rest;
     float           scale;
     __m512i         high[INT8_ROWS][2], low[INT8_ROWS][2], x, y;
     uint32_t        g, i, j, r;
@@ -182,7 +169,8 @@ int8_vectors(const uint8_t *a, uint32_t row, uint32_t groups,
 #pragma GCC unroll 8
         for (r = 0; r < rows; r++) {
             memcpy(&total, own + 64 + r * 4, 4);
-            low[r][0] = _mm512_set1_epi32(total);
+            memcpy(&rest, own + 128 + r * 4, 4);
+            low[r][0] = _mm512_set1_epi32(total + rest);
             low[r][1] = _mm512_setzero_si512();
             high[r][0] = _mm512_setzero_si512();
             high[r][1] = _mm512_setzero_si512();
@@ -202,7 +190,7 @@ int8_vectors(const uint8_t *a, uint32_t row, uint32_t groups,
                 y = _mm512_set1_epi32(digit);
                 high[r][j] = _mm512_dpbusd_epi32(high[r][j], x, y);
 
-                memcpy(&digit, a + AMX_TILE + r * 64 + i * 4, 4);
+                memcpy(&digit, a + INT8_LOW + r * 64 + i * 4, 4);
                 y = _mm512_set1_epi32(digit);
                 low[r][j] = _mm512_dpbusd_epi32(low[r][j], x, y);
             }
@@ -275,7 +263,7 @@ int8_few(const uint8_t *a, uint32_t row, uint32_t groups, const uint8_t *w,
         amx_tile_load(6, code, 64);                                          \
         amx_tile_load(4, a, 64);                                             \
         amx_dot_int8(c, 4, 6);                                               \
-        amx_tile_load(5, (a) + AMX_TILE, 64);                                \
+        amx_tile_load(5, (a) + INT8_LOW, 64);                                \
         amx_dot_int8(c2, 5, 6);                                              \
     } while (0)
 
