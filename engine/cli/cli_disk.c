@@ -15,7 +15,7 @@
  * Grows when a backend's path comes to compute other bits than it did: blocks
  * of older engines are then no continuation.
  */
-#define KV_ARITHMETIC  4
+#define KV_ARITHMETIC  5
 
 
 static uint64_t cli_kv_fingerprint(const cli_stack_t *st);

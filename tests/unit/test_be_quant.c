@@ -24,6 +24,7 @@ static const quant_shape_t  quant_shapes[] = {
     { 33, 511, 70 }, { 101, 40, 300 }, { 49, 1107, 37 }, { 530, 24, 34 }
 };
 
+#define QUANT_MANY    19             /* rows */
 #define QUANT_SHAPES  (sizeof(quant_shapes) / sizeof(quant_shapes[0]))
 
 
@@ -86,7 +87,7 @@ quant_floats(be_t *be, const be_weight_t *w)
 }
 
 
-/* With VNNI, INT4 without tiles: integers, and weights not rounded. */
+/* With VNNI, INT4 without tiles: inputs are integers. */
 
 static int
 quant_integers(const char *path, be_dtype_t compute, be_dtype_t type)
@@ -98,6 +99,19 @@ quant_integers(const char *path, be_dtype_t compute, be_dtype_t type)
     return strcmp(path, "avx512bf16") == 0
            ? type == BE_INT8 || type == BE_INT4
            : strcmp(path, "amx") == 0 && type == BE_INT8;
+}
+
+
+/* Then weights are not rounded; nor FP8 whose scale is for their sum. */
+
+static be_dtype_t
+quant_rounded(const char *path, be_dtype_t compute, be_dtype_t type)
+{
+    if (type == BE_F8E4M3 && strcmp(path, "avx512bf16") == 0) {
+        return BE_F32;
+    }
+
+    return quant_integers(path, compute, type) ? BE_F32 : compute;
 }
 
 
@@ -212,7 +226,7 @@ quant_check(const char *path, be_dtype_t compute, be_dtype_t type,
                 for (l = 0; l < s->in; l++) {
                     a = x64[(size_t) i * s->in + l];
                     b = be_round(w64[(size_t) j * s->in + l],
-                                 integers ? BE_F32 : compute);
+                                 quant_rounded(path, compute, type));
                     sum += a * b;
                     size += fabs(a * b);
                 }
@@ -464,6 +478,69 @@ test_fp8_exact(void **state)
 }
 
 
+/* Each code, at each of four elements, to few rows and to many. */
+
+static void
+test_fp8_codes(void **state)
+{
+    be_t               *be;
+    char                err[ERR_LEN];
+    float               x[QUANT_MANY * 4], y[QUANT_MANY * 256], scale[2];
+    uint8_t             data[256 * 4];
+    uint32_t            i, j, m, f32;
+    be_tensor_t         t;
+    be_weight_t        *w;
+    const char *const  *path;
+
+    (void) state;
+
+    for (i = 0; i < sizeof(data); i++) {
+        data[i] = (uint8_t) (i / 4 + i % 4 * 37);
+        data[i] = ((data[i] & 0x7f) == 0x7f) ? 0 : data[i];
+    }
+
+    memset(x, 0, sizeof(x));
+
+    for (i = 0; i < QUANT_MANY; i++) {
+        x[i * 4 + i % 4] = 1.0f;
+    }
+
+    scale[0] = 0.5f;
+    scale[1] = 2.0f;
+
+    memset(&t, 0, sizeof(t));
+    t.dtype = BE_F8E4M3;
+    t.data = data;
+    t.rows = 256;
+    t.cols = 4;
+    t.scale = scale;
+    t.scale_cols = 1;
+
+    for (path = be_test_paths(); *path != NULL; path++) {
+        for (f32 = 0; f32 < 2; f32++) {
+            be = quant_open(*path, f32 ? BE_F32 : BE_BF16, BE_F8E4M3, 1);
+            w = be->weight(be, &t, NULL, err);
+            assert_non_null(w);
+
+            for (m = 4; m <= QUANT_MANY; m += QUANT_MANY - 4) {
+                be->linear(be, w, x, m, y);
+
+                for (i = 0; i < m; i++) {
+                    for (j = 0; j < 256; j++) {
+                        assert_true(y[i * 256 + j]
+                                    == be_from_e4m3(data[j * 4 + i % 4])
+                                       * scale[j / 128]);
+                    }
+                }
+            }
+
+            be->weight_free(be, w);
+            be->close(be);
+        }
+    }
+}
+
+
 /* The squared error over the squared weights, of normal ones. */
 
 static void
@@ -651,6 +728,7 @@ main(void)
         cmocka_unit_test(test_same_bytes),
         cmocka_unit_test(test_parts),
         cmocka_unit_test(test_fp8_exact),
+        cmocka_unit_test(test_fp8_codes),
         cmocka_unit_test(test_products)
     };
 
