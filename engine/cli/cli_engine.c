@@ -25,7 +25,6 @@ static uint32_t cli_kv_blocks(cli_stack_t *st, const cli_engine_t *cli,
 static int cli_device(cli_stack_t *st, const cli_engine_t *cli,
     uint32_t *blocks, char *err);
 static uint64_t cli_free_memory(void);
-static int cli_load(cli_stack_t *st, const cli_engine_t *cli, char *err);
 static void cli_stack_begin(void *ctx);
 static int cli_stack_join(void *ctx, sched_join_t *j, char *err);
 static void cli_stack_waker(void *ctx, sched_t *s);
@@ -94,7 +93,7 @@ cli_stack_open(cli_stack_t *st, const cli_engine_t *cli, int tokenizer,
         goto failed;
     }
 
-    if (cli_load(st, cli, err) != 0) {
+    if (cli_engine_load(st->model, cli, &st->opt, err) != 0) {
         goto failed;
     }
 
@@ -192,12 +191,13 @@ cli_stack_close(cli_stack_t *st)
  * backend has an order of its own for BF16 it does the copying.
  */
 
-static int
-cli_load(cli_stack_t *st, const cli_engine_t *cli, char *err)
+int
+cli_engine_load(model_t *model, const cli_engine_t *cli,
+    cli_ranks_options_t *opt, char *err)
 {
     uint64_t  size;
 
-    size = model_size(st->model);
+    size = model_size(model);
 
     /* a device has its own copy */
 
@@ -212,12 +212,12 @@ cli_load(cli_stack_t *st, const cli_engine_t *cli, char *err)
         return 0;
     }
 
-    if (st->opt.weights == BE_F32 && cli_ranks_packs(&st->opt)) {
-        st->opt.pack = 1;
+    if (opt->weights == BE_F32 && cli_ranks_packs(opt)) {
+        opt->pack = 1;
         return 0;
     }
 
-    return model_load(st->model, err);
+    return model_load(model, err);
 }
 
 

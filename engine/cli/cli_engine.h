@@ -40,6 +40,13 @@ int cli_stack_open(cli_stack_t *st, const cli_engine_t *cli, int tokenizer,
     char *err);
 void cli_stack_close(cli_stack_t *st);
 
+/*
+ * Maps or copies the weights as --load says, for ranks to be opened with
+ * `opt`.  0, or -1 with the reason in `err` (ERR_LEN).
+ */
+int cli_engine_load(model_t *model, const cli_engine_t *cli,
+    cli_ranks_options_t *opt, char *err);
+
 /* The part of a scheduler's options that follows from the stack. */
 void cli_stack_sched(cli_stack_t *st, const cli_engine_t *cli,
     sched_options_t *opt);

@@ -16,8 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/cli_engine.h"
 #include "cli/cli_options.h"
-#include "cli/cli_ranks.h"
 #include "json/json.h"
 #include "model/model.h"
 #include "sample/sample.h"
@@ -382,7 +382,11 @@ score_scratch(score_t *s)
     opt.mtp = s->mtp;
     s->first = 1;
 
-    s->ranks = cli_ranks_open(s->model, &opt, err);
+    if (cli_ranks_weights(s->model, &opt.weights, err) == 0
+        && cli_engine_load(s->model, &s->opt, &opt, err) == 0)
+    {
+        s->ranks = cli_ranks_open(s->model, &opt, err);
+    }
 
     if (s->ranks == NULL) {
         cli_error("%s", err);
