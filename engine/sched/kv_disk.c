@@ -19,7 +19,8 @@ static kv_entry_t *kv_disk_known(kv_disk_t *d, const kv_disk_key_t *key,
     int *other);
 static int32_t kv_disk_take_slot(kv_disk_t *d);
 static int kv_disk_stage(kv_disk_t *d, int32_t i, uint32_t rank,
-    int32_t block, const kv_disk_key_t *key, int64_t stamp, int keep);
+    int32_t block, const kv_disk_key_t *key, uint64_t flags, int64_t stamp,
+    int keep);
 
 
 uint64_t
@@ -332,7 +333,7 @@ kv_disk_take_slot(kv_disk_t *d)
 
 static int
 kv_disk_stage(kv_disk_t *d, int32_t i, uint32_t rank, int32_t block,
-    const kv_disk_key_t *key, int64_t stamp, int keep)
+    const kv_disk_key_t *key, uint64_t flags, int64_t stamp, int keep)
 {
     kv_slot_t   *slot;
     kv_entry_t  *e;
@@ -342,6 +343,7 @@ kv_disk_stage(kv_disk_t *d, int32_t i, uint32_t rank, int32_t block,
     pthread_mutex_unlock(&d->lock);
 
     slot->key = *key;
+    slot->flags = flags;
     d->opt.read(d->opt.ctx, rank, block, slot->buf + KV_FILE_HEAD);
 
     pthread_mutex_lock(&d->lock);
@@ -380,7 +382,7 @@ kv_disk_stage(kv_disk_t *d, int32_t i, uint32_t rank, int32_t block,
 
 int
 kv_disk_store(kv_disk_t *d, uint32_t rank, int32_t block,
-    const kv_disk_key_t *key)
+    const kv_disk_key_t *key, uint64_t flags)
 {
     int          kept, other;
     int32_t      i;
@@ -415,7 +417,7 @@ kv_disk_store(kv_disk_t *d, uint32_t rank, int32_t block,
         goto done;
     }
 
-    kept = kv_disk_stage(d, i, rank, block, key, kv_disk_stamp(d), 0);
+    kept = kv_disk_stage(d, i, rank, block, key, flags, kv_disk_stamp(d), 0);
 
 done:
 
@@ -427,7 +429,7 @@ done:
 
 int
 kv_disk_keep(kv_disk_t *d, uint32_t rank, int32_t block,
-    const kv_disk_key_t *key, uint64_t deadline_us)
+    const kv_disk_key_t *key, uint64_t flags, uint64_t deadline_us)
 {
     int               rc, other;
     int32_t           i;
@@ -482,7 +484,7 @@ kv_disk_keep(kv_disk_t *d, uint32_t rank, int32_t block,
         rc = 1;
 
     } else {
-        rc = kv_disk_stage(d, i, rank, block, key, d->keep_stamp, 1);
+        rc = kv_disk_stage(d, i, rank, block, key, flags, d->keep_stamp, 1);
 
         e = rc ? d->slot[i].entry : NULL;
     }

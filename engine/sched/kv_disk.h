@@ -73,6 +73,7 @@ struct kv_restore_s {
     uint32_t        n;
     kv_disk_key_t  *key;             /* [n] */
     int32_t        *block;           /* [n] where to */
+    uint64_t       *flags;           /* [n] of those read: KV_FILE_… */
     atomic_int      abort;           /* nobody wants it any more */
     void           *data;            /* the caller's */
     uint32_t        n_ok;            /* blocks read, from the first on */
@@ -119,10 +120,10 @@ uint64_t kv_disk_read_us(kv_disk_t *d, uint32_t n);
 
 /*
  * Keeps a block whose memory is about to be used for something else; 1: it is
- * there or about to be, 0: it is lost.
+ * there or about to be, 0: it is lost.  One that is there keeps its flags.
  */
 int kv_disk_store(kv_disk_t *d, uint32_t rank, int32_t block,
-    const kv_disk_key_t *key);
+    const kv_disk_key_t *key, uint64_t flags);
 
 /*
  * The same when the engine stops: begins with the block used last and ends
@@ -131,7 +132,7 @@ int kv_disk_store(kv_disk_t *d, uint32_t rank, int32_t block,
  * or there is trouble, and no other block will be kept.
  */
 int kv_disk_keep(kv_disk_t *d, uint32_t rank, int32_t block,
-    const kv_disk_key_t *key, uint64_t deadline_us);
+    const kv_disk_key_t *key, uint64_t flags, uint64_t deadline_us);
 
 /*
  * Has blocks read.  kv_disk_done() gives a job back that is done, or NULL;

@@ -22,7 +22,7 @@
 
 
 static void kv_file_head(const kv_dir_t *dir, const kv_disk_key_t *key,
-    kv_head_t *head);
+    uint64_t flags, kv_head_t *head);
 static int kv_file_create(kv_dir_t *dir);
 static int kv_file_put(int fd, const void *buf, size_t size);
 static ssize_t kv_file_get(int fd, const struct stat *st, void *buf,
@@ -87,7 +87,8 @@ kv_disk_key_equal(const kv_disk_key_t *a, const kv_disk_key_t *b)
 
 
 static void
-kv_file_head(const kv_dir_t *dir, const kv_disk_key_t *key, kv_head_t *head)
+kv_file_head(const kv_dir_t *dir, const kv_disk_key_t *key, uint64_t flags,
+    kv_head_t *head)
 {
     memset(head, 0, sizeof(kv_head_t));
 
@@ -97,13 +98,15 @@ kv_file_head(const kv_dir_t *dir, const kv_disk_key_t *key, kv_head_t *head)
     head->fingerprint = dir->fingerprint;
     head->payload = dir->payload;
     head->key = *key;
+    head->flags = flags;
     head->sum = XXH3_64bits(head + 1, dir->payload);
     head->head_sum = XXH3_64bits(head, offsetof(kv_head_t, head_sum));
 }
 
 
 kv_file_rc_t
-kv_file_write(kv_dir_t *dir, const kv_disk_key_t *key, void *buf, int64_t stamp)
+kv_file_write(kv_dir_t *dir, const kv_disk_key_t *key, uint64_t flags,
+    void *buf, int64_t stamp)
 {
     int              fd, e;
     char             name[KV_FILE_NAME];
@@ -111,7 +114,7 @@ kv_file_write(kv_dir_t *dir, const kv_disk_key_t *key, void *buf, int64_t stamp)
     struct timespec  ts[2];
 
     kv_file_name(key, name);
-    kv_file_head(dir, key, buf);
+    kv_file_head(dir, key, flags, buf);
 
     ts[0].tv_sec = 0;
     ts[0].tv_nsec = UTIME_OMIT;
@@ -147,7 +150,7 @@ kv_file_write(kv_dir_t *dir, const kv_disk_key_t *key, void *buf, int64_t stamp)
         /* No /proc, perhaps.  If it is the directory, this fails too. */
 
         dir->named = 1;
-        return kv_file_write(dir, key, buf, stamp);
+        return kv_file_write(dir, key, flags, buf, stamp);
     }
 
     return rc;
@@ -349,6 +352,7 @@ kv_file_check(const kv_dir_t *dir, const char *name, const kv_head_t *head,
            != XXH3_64bits(head, offsetof(kv_head_t, head_sum))
         || head->fingerprint != dir->fingerprint
         || head->payload != dir->payload
+        || (head->flags & ~(uint64_t) KV_FILE_FLAGS) != 0
         || (uint64_t) st->st_size != KV_FILE_HEAD + head->payload)
     {
         return KV_FILE_BAD;

@@ -9,7 +9,8 @@
  *            512  the payload, `payload` bytes, as the backend gave it
  *
  * `sum` covers the payload, `head_sum` all that precedes it; so a header can
- * be trusted without its payload, and nothing is outside of both.
+ * be trusted without its payload, and nothing is outside of both.  `flags` are
+ * no part of the name: they say what else the payload is good for.
  *
  * WRITER  one process, which holds a lock on the directory.  The file is made
  * without a name (O_TMPFILE), or as kv-….tmp where that cannot be, and gets
@@ -37,6 +38,10 @@
 #define KV_FILE_HEAD     512
 #define KV_FILE_NAME     69          /* with the final NUL */
 
+/* `flags` of a block. */
+#define KV_FILE_DRAFTED  1           /* with all of the drafting layer's keys */
+#define KV_FILE_FLAGS    KV_FILE_DRAFTED
+
 /*
  * What a block is.  The parent, known here by its hash alone, is a block that
  * was itself confirmed before this one is asked for.
@@ -58,7 +63,8 @@ typedef struct {
 
     kv_disk_key_t  key;
 
-    uint64_t  reserved[20];
+    uint64_t  flags;                 /* files of old have none */
+    uint64_t  reserved[19];
     uint64_t  sum;                   /* XXH3 of the payload */
     uint64_t  head_sum;              /* XXH3 of the header before it */
 } kv_head_t;
@@ -97,12 +103,12 @@ int kv_disk_key_equal(const kv_disk_key_t *a, const kv_disk_key_t *b);
 
 /*
  * Writes a block.  `buf` is KV_FILE_HEAD bytes of room, which the header is
- * made in, and the payload.  `stamp`, nanoseconds since 1970, becomes the
- * file's time.  KV_FILE_OK, KV_FILE_FOREIGN (the name is taken), or
+ * made in, and the payload; `flags` are KV_FILE_….  `stamp`, nanoseconds since
+ * 1970, becomes the file's time.  KV_FILE_OK, KV_FILE_FOREIGN (the name is taken), or
  * KV_FILE_FAILED with errno and nothing left behind.
  */
-kv_file_rc_t kv_file_write(kv_dir_t *dir, const kv_disk_key_t *key, void *buf,
-    int64_t stamp);
+kv_file_rc_t kv_file_write(kv_dir_t *dir, const kv_disk_key_t *key,
+    uint64_t flags, void *buf, int64_t stamp);
 
 /*
  * Reads a block, header and payload, into `buf`, and checks all of it: it is

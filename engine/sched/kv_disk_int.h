@@ -33,6 +33,7 @@ typedef enum {
 typedef struct {
     uint8_t        *buf;             /* header and payload */
     kv_disk_key_t   key;
+    uint64_t        flags;
     kv_entry_t     *entry;           /* NULL: free */
     int32_t         next;            /* free or queued, -1: last */
 } kv_slot_t;

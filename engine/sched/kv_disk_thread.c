@@ -290,7 +290,8 @@ kv_disk_write(kv_disk_t *d)
         stamp = entry->stamp;
 
         pthread_mutex_unlock(&d->lock);
-        rc = kv_file_write(&d->dir, &slot->key, slot->buf, stamp);
+        rc = kv_file_write(&d->dir, &slot->key, slot->flags, slot->buf,
+                           stamp);
         e = errno;
         pthread_mutex_lock(&d->lock);
 
@@ -447,6 +448,7 @@ kv_disk_read_block(kv_disk_t *d, kv_restore_t *job, uint32_t i)
         }
 
         from = slot->buf;
+        job->flags[i] = slot->flags;
 
     } else {
         if (kv_disk_read_file(d, e, key) != 0) {
@@ -454,6 +456,7 @@ kv_disk_read_block(kv_disk_t *d, kv_restore_t *job, uint32_t i)
         }
 
         from = d->buf;
+        job->flags[i] = ((kv_head_t *) d->buf)->flags;
     }
 
     pthread_mutex_unlock(&d->lock);

@@ -28,6 +28,7 @@
 
 
 static void sched_disk_wake(void *ctx);
+static uint64_t sched_disk_flags(const kv_block_t *b);
 static void sched_disk_key(const kv_name_t *name, const kv_key_t *parent,
     kv_disk_key_t *key);
 static sched_fetch_t *sched_disk_under_way(const sched_rank_t *rk,
@@ -166,7 +167,8 @@ sched_keep(sched_t *s, uint64_t limit_us)
             sched_disk_key(&name, b->parent >= 0
                                   ? &c->block[b->parent].hash : NULL, &key);
 
-            rc = kv_disk_keep(s->disk, i, at[i], &key, deadline);
+            rc = kv_disk_keep(s->disk, i, at[i], &key, sched_disk_flags(b),
+                              deadline);
 
             at[i] = b->older;
             left += at[i] >= 0;
@@ -201,8 +203,16 @@ sched_disk_store(sched_rank_t *rk, int32_t block, const kv_name_t *name,
 
     if (rk->sched->disk != NULL) {
         sched_disk_key(name, parent, &key);
-        (void) kv_disk_store(rk->sched->disk, rk->index, block, &key);
+        (void) kv_disk_store(rk->sched->disk, rk->index, block, &key,
+                             sched_disk_flags(&rk->cache.block[block]));
     }
+}
+
+
+static uint64_t
+sched_disk_flags(const kv_block_t *b)
+{
+    return b->drafted ? KV_FILE_DRAFTED : 0;
 }
 
 
@@ -404,10 +414,13 @@ sched_disk_fetch(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
     f->front = malloc((f->first + 1) * sizeof(int32_t));
     f->job.key = malloc(n * sizeof(kv_disk_key_t));
     f->job.block = malloc(n * sizeof(int32_t));
+    f->job.flags = malloc(n * sizeof(uint64_t));
     f->job.rank = rk->index;
     f->job.data = f;
 
-    if (f->front == NULL || f->job.key == NULL || f->job.block == NULL) {
+    if (f->front == NULL || f->job.key == NULL || f->job.block == NULL
+        || f->job.flags == NULL)
+    {
         sched_disk_free(f);
         return NULL;
     }
@@ -507,7 +520,8 @@ sched_disk_finish(kv_cache_t *c, sched_fetch_t *f)
         block = kv_cache_find(c, &name);
 
         if (block < 0) {
-            kv_cache_publish(c, f->job.block[i], &name, 0);
+            kv_cache_publish(c, f->job.block[i], &name,
+                             f->job.flags[i] & KV_FILE_DRAFTED);
 
         } else {
             kv_cache_ref(c, block);
@@ -534,6 +548,7 @@ sched_disk_free(sched_fetch_t *f)
     free(f->front);
     free(f->job.key);
     free(f->job.block);
+    free(f->job.flags);
     free(f);
 }
 

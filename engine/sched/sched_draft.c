@@ -23,11 +23,11 @@
  * KEYS.  The layer's row at a position needs the model's state at the one
  * before, which is at hand only in the step that computes it.  So a sequence
  * has keys from `mtp_first` on, which is 1, or the first position after what
- * was computed while nothing was drafted, or came from disk.  A block is
- * published with the word whether it has them all, and who finds it has them
- * too.  What is missing then is the one at the first position behind it: it is
- * made with that position's own state, which is like the one before it.
- * Guesses may depend on all that, answers cannot.
+ * was computed while nothing was drafted.  A block is published, and written to
+ * disk, with the word whether it has them all, and who finds it has them too.
+ * What is missing then is the one at the first position behind it: it is made
+ * with that position's own state, which is like the one before it.  Guesses may
+ * depend on all that, answers cannot.
  */
 
 #include "sched/sched_int.h"

@@ -213,6 +213,15 @@ util_usage(void)
 }
 
 
+/* Every other block has the drafting layer's keys. */
+
+static inline uint64_t
+util_flags(const kv_disk_key_t *key)
+{
+    return key->ids[0] % 2 != 0 ? KV_FILE_DRAFTED : 0;
+}
+
+
 /* Stores block n from memory, which is no block's afterwards. */
 
 static inline int
@@ -226,7 +235,7 @@ util_store(kv_disk_t *d, uint64_t n, uint64_t tenant)
     util_key(n, tenant, &key);
     util_bytes(&key, memory[rank][0]);
 
-    rc = kv_disk_store(d, rank, 0, &key);
+    rc = kv_disk_store(d, rank, 0, &key, util_flags(&key));
     memset(memory[rank][0], 0xee, PAYLOAD);
 
     return rc;
@@ -245,6 +254,7 @@ util_restore(kv_disk_t *d, uint64_t first, uint32_t n, uint64_t tenant,
     int             rc;
     uint32_t        i;
     int32_t         block[MEMORY];
+    uint64_t        flags[MEMORY];
     kv_restore_t    job;
     kv_disk_key_t   key[MEMORY];
 
@@ -260,6 +270,7 @@ util_restore(kv_disk_t *d, uint64_t first, uint32_t n, uint64_t tenant,
     job.n = n;
     job.key = key;
     job.block = block;
+    job.flags = flags;
 
     kv_disk_restore(d, &job);
     kv_disk_settle(d);
@@ -271,7 +282,9 @@ util_restore(kv_disk_t *d, uint64_t first, uint32_t n, uint64_t tenant,
     rc = (int) job.n_ok;
 
     for (i = 0; i < job.n_ok; i++) {
-        if (!util_is(memory[rank][block[i]], &key[i])) {
+        if (!util_is(memory[rank][block[i]], &key[i])
+            || flags[i] != util_flags(&key[i]))
+        {
             rc = -1;
         }
     }

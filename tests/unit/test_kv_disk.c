@@ -126,6 +126,7 @@ test_collision(void **state)
 {
     kv_disk_t      *d;
     int32_t         block;
+    uint64_t        flags;
     kv_restore_t    job;
     kv_disk_key_t   key, twin;
 
@@ -140,7 +141,7 @@ test_collision(void **state)
     assert_false(kv_disk_find(d, &twin));
 
     util_bytes(&twin, memory[0][0]);
-    assert_int_equal(kv_disk_store(d, 0, 0, &twin), 0);
+    assert_int_equal(kv_disk_store(d, 0, 0, &twin, 0), 0);
     kv_disk_settle(d);
 
     block = 3;
@@ -148,6 +149,7 @@ test_collision(void **state)
     job.n = 1;
     job.key = &twin;
     job.block = &block;
+    job.flags = &flags;
 
     kv_disk_restore(d, &job);
     kv_disk_settle(d);
@@ -479,7 +481,8 @@ test_keep(void **state)
         util_key(i, 1, &key);
         util_bytes(&key, memory[0][0]);
 
-        rc = kv_disk_keep(d, 0, 0, &key, kv_disk_now() + 10000000);
+        rc = kv_disk_keep(d, 0, 0, &key, util_flags(&key),
+                          kv_disk_now() + 10000000);
 
         if (rc == -1) {
             break;
@@ -509,14 +512,14 @@ test_keep(void **state)
 
     for (i = 12; i-- > 0; ) {
         util_key(i, 1, &key);
-        assert_int_equal(kv_disk_keep(d, 0, 0, &key,
+        assert_int_equal(kv_disk_keep(d, 0, 0, &key, util_flags(&key),
                                       kv_disk_now() + 10000000), 1);
     }
 
     /* No time: nothing. */
 
     util_key(500, 1, &key);
-    assert_int_equal(kv_disk_keep(d, 0, 0, &key, kv_disk_now() - 1), -1);
+    assert_int_equal(kv_disk_keep(d, 0, 0, &key, 0, kv_disk_now() - 1), -1);
     kv_disk_close(d);
 
     d = open_files(5);
@@ -582,7 +585,7 @@ test_traffic(void **state)
     int                 free_jobs;
     unsigned            i, k, n, rounds, aborted, seen;
     int32_t             block[JOBS][8];
-    uint64_t            rng, first, restored;
+    uint64_t            rng, first, restored, flags[JOBS][8];
     kv_disk_t          *d;
     kv_restore_t        job[JOBS], *done;
     kv_disk_key_t       key[JOBS][8];
@@ -608,6 +611,7 @@ test_traffic(void **state)
     for (i = 0; i < JOBS; i++) {
         job[i].key = key[i];
         job[i].block = block[i];
+        job[i].flags = flags[i];
         job[i].data = &job[i];
 
         for (k = 0; k < 8; k++) {
@@ -662,6 +666,7 @@ test_traffic(void **state)
             for (n = 0; n < done->n_ok; n++) {
                 assert_true(util_is(memory[done->rank][done->block[n]],
                                     &done->key[n]));
+                assert_int_equal(done->flags[n], util_flags(&done->key[n]));
             }
         }
     }
@@ -707,7 +712,7 @@ test_many(void **state)
 
     for (i = 0; i < n; i++) {
         util_key(i, 1, &key);
-        assert_int_equal(kv_file_write(&dir, &key, buf,
+        assert_int_equal(kv_file_write(&dir, &key, util_flags(&key), buf,
                                        (int64_t) i * 1000), KV_FILE_OK);
     }
 

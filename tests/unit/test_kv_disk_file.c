@@ -39,7 +39,8 @@ setup(void **state)
     kv_file_name(&key, name);
     util_bytes(&key, file + KV_FILE_HEAD);
 
-    return dir.fd == -1 || kv_file_write(&dir, &key, file, 5000000007)
+    return dir.fd == -1 || kv_file_write(&dir, &key, KV_FILE_DRAFTED, file,
+                                          5000000007)
                            != KV_FILE_OK;
 }
 
@@ -103,6 +104,7 @@ test_same(void **state)
                      KV_FILE_OK);
     assert_memory_equal(&head, file, KV_FILE_HEAD);
     assert_int_equal(stamp, 5000000007);
+    assert_int_equal(head.flags, KV_FILE_DRAFTED);
     assert_int_equal(kv_file_size(PAYLOAD), FILE_SIZE);
 
     assert_int_equal(fstatat(dir.fd, name, &st, 0), 0);
@@ -124,7 +126,7 @@ test_taken(void **state)
     put(name, "mine", 4);
 
     memcpy(again, file, WHOLE);
-    assert_int_equal(kv_file_write(&dir, &key, again, 1), KV_FILE_FOREIGN);
+    assert_int_equal(kv_file_write(&dir, &key, 0, again, 1), KV_FILE_FOREIGN);
     assert_int_equal(scan(), KV_FILE_FOREIGN);
     assert_int_equal(kv_file_read(&dir, &key, buf), KV_FILE_FOREIGN);
     assert_memory_equal(buf, "mine", 4);
@@ -145,11 +147,11 @@ test_named(void **state)
     put("kv-block.tmp", file, 100);
     dir.named = 1;
 
-    assert_int_equal(kv_file_write(&dir, &key, file, 1), KV_FILE_OK);
+    assert_int_equal(kv_file_write(&dir, &key, 0, file, 1), KV_FILE_OK);
     assert_int_equal(kv_file_read(&dir, &key, buf), KV_FILE_OK);
     assert_int_equal(util_files(kv_file_is_temporary, 0), 0);
 
-    assert_int_equal(kv_file_write(&dir, &key, file, 1), KV_FILE_FOREIGN);
+    assert_int_equal(kv_file_write(&dir, &key, 0, file, 1), KV_FILE_FOREIGN);
     assert_int_equal(util_files(kv_file_is_temporary, 0), 0);
     assert_int_equal(kv_file_read(&dir, &key, buf), KV_FILE_OK);
 }
@@ -245,7 +247,7 @@ test_unfit(void **state)
     head = (kv_head_t *) file;
     good = *head;
 
-    for (i = 0; i < 8; i++) {
+    for (i = 0; i < 9; i++) {
         *head = good;
 
         switch (i) {
@@ -257,6 +259,7 @@ test_unfit(void **state)
         case 5: head->head_size = 4096; break;
         case 6: head->key.tenant.lo++; break;
         case 7: head->key.hash.hi++; break;
+        case 8: head->flags = KV_FILE_FLAGS + 1; break;
         }
 
         seal(head);
@@ -334,7 +337,7 @@ test_no_file(void **state)
 
     assert_int_equal(mkdirat(dir.fd, name, 0700), 0);
     assert_int_equal(scan(), KV_FILE_FOREIGN);
-    assert_int_equal(kv_file_write(&dir, &key, file, 1), KV_FILE_FOREIGN);
+    assert_int_equal(kv_file_write(&dir, &key, 0, file, 1), KV_FILE_FOREIGN);
     assert_int_equal(unlinkat(dir.fd, name, AT_REMOVEDIR), 0);
 
     put("elsewhere", file, WHOLE);

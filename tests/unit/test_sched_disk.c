@@ -12,7 +12,8 @@
 #include "sched_model.h"
 
 
-#define BLOCK_BYTES  (KV_BLOCK * sizeof(uint64_t))
+#define LAYER_BYTES  (KV_BLOCK * sizeof(uint64_t))
+#define BLOCK_BYTES  (2 * LAYER_BYTES)    /* the drafting layer's, too */
 #define FILE_BYTES   4096
 
 static char               dir_path[64];
@@ -24,7 +25,9 @@ static void
 disk_read(void *ctx, uint32_t rank, int32_t block, void *dst)
 {
     (void) ctx;
-    memcpy(dst, &kv[rank][block * KV_BLOCK], BLOCK_BYTES);
+    memcpy(dst, &kv[rank][block * KV_BLOCK], LAYER_BYTES);
+    memcpy((uint8_t *) dst + LAYER_BYTES, &drafts[rank][block * KV_BLOCK],
+           LAYER_BYTES);
 }
 
 
@@ -32,7 +35,9 @@ static void
 disk_write(void *ctx, uint32_t rank, int32_t block, const void *src)
 {
     (void) ctx;
-    memcpy(&kv[rank][block * KV_BLOCK], src, BLOCK_BYTES);
+    memcpy(&kv[rank][block * KV_BLOCK], src, LAYER_BYTES);
+    memcpy(&drafts[rank][block * KV_BLOCK], (const uint8_t *) src + LAYER_BYTES,
+           LAYER_BYTES);
 }
 
 
@@ -57,6 +62,7 @@ setup(void **state)
 
     disk_options = &disk;
     memset(kv, 0, sizeof(kv));
+    memset(drafts, 0, sizeof(drafts));
 
     return mkdtemp(dir_path) == NULL;
 }
@@ -358,6 +364,83 @@ test_restart(void **state)
 }
 
 
+/*
+ * A request for which guesses are made: the positions from `first` on have the
+ * drafting layer's keys, and with the keys of all before them every guess is
+ * right.
+ */
+
+static void
+guessed(uint32_t family, uint32_t n, uint32_t cached, uint32_t first)
+{
+    req_t  r;
+
+    draft_first = 0;
+    ask(&r, family, n, 40);
+    run(1);
+    check_end(&r);
+    assert_int_equal(atomic_load(&bad), 0);
+    assert_int_equal(r.f.n_cached, cached);
+    assert_int_equal(draft_first, first);
+    assert_true(r.f.n_drafted > 0 && r.f.n_hit == r.f.n_drafted);
+    sched_release(r.seq);
+    free(r.prompt);
+    kv_disk_settle(sched->disk);
+}
+
+
+static void
+test_drafts(void **state)
+{
+    uint32_t  i;
+
+    (void) state;
+
+    speculate = 2;
+    accuracy = 100;
+
+    /* Out of memory, and back. */
+
+    open_engine(1, 4, 10);
+    guessed(1, 400, 0, 1);
+    guessed(2, 520, 0, 1);
+
+    for (i = 0; i < 4; i++) {
+        guessed(1, 400, 384, 1);
+        guessed(2, 520, 512, 1);
+    }
+
+    sched_stop(sched);
+    sched_keep(sched, 10000000);
+    done(NULL, 0);
+
+    /* The next engine, whose memory has nothing of it. */
+
+    memset(kv, 0, sizeof(kv));
+    memset(drafts, 0, sizeof(drafts));
+
+    open_engine(1, 4, 32);
+    guessed(2, 520, 512, 1);
+    guessed(1, 400, 384, 1);
+    sched_stop(sched);
+    sched_keep(sched, 10000000);
+    done(NULL, 0);
+    each_file(remove_file);
+
+    /* Blocks of an engine that made no guesses have no such keys. */
+
+    speculate = 0;
+    kept_engine(1, 4, 32);
+
+    speculate = 2;
+    open_engine(1, 4, 32);
+    guessed(1, 1000, 960, 961);
+    done(NULL, 0);
+
+    speculate = 0;
+}
+
+
 /* Many that begin alike at once: read once. */
 
 static void
@@ -566,6 +649,9 @@ random_disk(uint64_t seed, uint32_t ranks, uint32_t batch, uint32_t blocks,
     families = 6;
     disk.size = (60 + seed * 7) * FILE_BYTES;
     disk.staging = 16 * FILE_BYTES;
+    speculate = seed % 2 == 0 ? 3 : 0;
+    speculate_free = seed == 4;
+    accuracy = 70;
     open_engine(ranks, batch, blocks);
 
     r = calloc(n, sizeof(req_t));
@@ -641,6 +727,8 @@ random_disk(uint64_t seed, uint32_t ranks, uint32_t batch, uint32_t blocks,
     done(r, n);
     free(r);
     families = 0;
+    speculate = 0;
+    speculate_free = 0;
 }
 
 
@@ -733,6 +821,7 @@ main(void)
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test_setup_teardown(test_evicted, setup, teardown),
         cmocka_unit_test_setup_teardown(test_restart, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_drafts, setup, teardown),
         cmocka_unit_test_setup_teardown(test_together, setup, teardown),
         cmocka_unit_test_setup_teardown(test_tags, setup, teardown),
         cmocka_unit_test_setup_teardown(test_bad_file, setup, teardown),
