@@ -500,6 +500,11 @@ ngx_http_llm_view(ngx_http_llm_view_t *view)
 
     view->age_ms = now > view->state.heartbeat_ms
                    ? now - view->state.heartbeat_ms : 0;
+
+    for (i = 0; i < CHAN_DEPTH_MAX; i++) {
+        view->accepted += view->state.accepted[i];
+    }
+
     view->known = 1;
 
     return;

@@ -103,6 +103,7 @@ typedef struct {
     ngx_http_llm_engine_t    *engine;
     chan_board_state_t        state;
     uint64_t                  age_ms;      /* of the heartbeat */
+    uint64_t                  accepted;    /* guesses, in all places */
     uint32_t                  nranks;
     chan_board_rank_t        *ranks;
     ngx_uint_t                up;

@@ -6,7 +6,9 @@
  *     {"time": seconds, "since": seconds,
  *      "engines": [{"name", "up", and where it is up: "model", "fingerprint",
  *          "max_context", "heartbeat_age", "step", "running", "waiting",
- *          "lanes", "requests", "tokens",
+ *          "lanes", "requests", "tokens", where it may speculate
+ *          "speculation": {"max", "depth", "drafts", "draft_tokens",
+ *              "accepted_tokens"},
  *          "ranks": [{"running", "kv_blocks", "kv_free_blocks",
  *              "tokens_per_second", "expert_load", "expert_moves"}]}],
  *      "bounds": {"ttft": [seconds, ...], "tpot", "queue", "duration"},

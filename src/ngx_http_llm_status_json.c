@@ -13,6 +13,8 @@ static void ngx_http_llm_status_today(ngx_http_request_t *r,
     ngx_http_llm_writer_t *w);
 static void ngx_http_llm_status_engine(ngx_http_llm_writer_t *w,
     ngx_http_llm_view_t *view);
+static void ngx_http_llm_status_guesses(ngx_http_llm_writer_t *w,
+    ngx_http_llm_view_t *view);
 static void ngx_http_llm_status_rank(ngx_http_llm_writer_t *w,
     chan_board_rank_t *rank);
 static void ngx_http_llm_status_bounds(ngx_http_llm_writer_t *w);
@@ -175,6 +177,11 @@ ngx_http_llm_status_engine(ngx_http_llm_writer_t *w,
     ngx_http_llm_status_uint(w, ",\"lanes\":", view->state.lanes);
     ngx_http_llm_status_uint(w, ",\"requests\":", view->state.requests);
     ngx_http_llm_status_uint(w, ",\"tokens\":", view->state.tokens);
+
+    if (engine->model.speculate != 0) {
+        ngx_http_llm_status_guesses(w, view);
+    }
+
     ngx_http_llm_put_literal(w, ",\"ranks\":[");
 
     for (i = 0; i < view->nranks; i++) {
@@ -187,6 +194,21 @@ ngx_http_llm_status_engine(ngx_http_llm_writer_t *w,
     }
 
     ngx_http_llm_put_literal(w, "]}");
+}
+
+
+static void
+ngx_http_llm_status_guesses(ngx_http_llm_writer_t *w,
+    ngx_http_llm_view_t *view)
+{
+    ngx_http_llm_status_uint(w, ",\"speculation\":{\"max\":",
+                             view->engine->model.speculate);
+    ngx_http_llm_status_uint(w, ",\"depth\":", view->state.depth);
+    ngx_http_llm_status_uint(w, ",\"drafts\":", view->state.drafts);
+    ngx_http_llm_status_uint(w, ",\"draft_tokens\":",
+                             view->state.draft_tokens);
+    ngx_http_llm_status_uint(w, ",\"accepted_tokens\":", view->accepted);
+    ngx_http_llm_put_literal(w, "}");
 }
 
 

@@ -8,6 +8,7 @@
 
 static void ngx_http_llm_metrics_success(ngx_http_llm_scrape_t *s);
 static void ngx_http_llm_metrics_usage(ngx_http_llm_scrape_t *s);
+static void ngx_http_llm_metrics_places(ngx_http_llm_scrape_t *s);
 
 
 static const ngx_http_llm_family_t  ngx_http_llm_vllm_families[] = {
@@ -30,6 +31,15 @@ static const ngx_http_llm_family_t  ngx_http_llm_vllm_families[] = {
     { "vllm:prefix_cache_hits_total", "counter",
       "Tokens of prompts that were found in the prefix cache.",
       ngx_http_llm_of_model(cached_tokens) },
+    { "vllm:spec_decode_num_drafts_total", "counter",
+      "Times that guessed tokens were verified.",
+      ngx_http_llm_of_engine(state.drafts) },
+    { "vllm:spec_decode_num_draft_tokens_total", "counter",
+      "Tokens that were guessed and verified.",
+      ngx_http_llm_of_engine(state.draft_tokens) },
+    { "vllm:spec_decode_num_accepted_tokens_total", "counter",
+      "Guessed tokens that were right.",
+      ngx_http_llm_of_engine(accepted) },
 
     { NULL, NULL, NULL, 0, 0, 0 }
 };
@@ -70,6 +80,7 @@ ngx_http_llm_metrics_vllm(ngx_http_llm_scrape_t *s)
     }
 
     ngx_http_llm_metrics_usage(s);
+    ngx_http_llm_metrics_places(s);
 }
 
 
@@ -141,5 +152,46 @@ ngx_http_llm_metrics_usage(ngx_http_llm_scrape_t *s)
         ngx_http_llm_put_literal(s->out, "} ");
         ngx_http_llm_put_float(s->out, (double) used / (double) total);
         ngx_http_llm_put_literal(s->out, "\n");
+    }
+}
+
+
+/* Guesses are made in a row, up to `speculate`; how many of each place hold. */
+
+static void
+ngx_http_llm_metrics_places(ngx_http_llm_scrape_t *s)
+{
+    size_t                len;
+    u_char                place[NGX_INT32_LEN];
+    ngx_uint_t            i, n;
+    ngx_http_llm_view_t  *view;
+
+    static const char  name[] =
+        "vllm:spec_decode_num_accepted_tokens_per_pos_total";
+
+    ngx_http_llm_metrics_head(s, name, "counter",
+                              "Guessed tokens that were right, by their place "
+                              "among those guessed at once.");
+
+    for (i = 0; i < s->nviews; i++) {
+        view = &s->views[i];
+
+        if (!view->known) {
+            continue;
+        }
+
+        for (n = 0; n < ngx_min(view->engine->model.speculate,
+                                CHAN_DEPTH_MAX); n++)
+        {
+            len = ngx_sprintf(place, "%ui", n) - place;
+
+            ngx_http_llm_metrics_labels(s, name, "engine",
+                                        (char *) view->engine->name.data);
+            ngx_http_llm_metrics_label(s->out, ",position", (char *) place,
+                                       len);
+            ngx_http_llm_put_literal(s->out, "} ");
+            ngx_http_llm_put_uint(s->out, view->state.accepted[n]);
+            ngx_http_llm_put_literal(s->out, "\n");
+        }
     }
 }

@@ -118,7 +118,8 @@ my $conf = sprintf(<<'CONF', $t->tls());
     }
 CONF
 
-$t->engine('scripted', '--ranks', 2, '--model', 'org/ti"ny\\,alias');
+$t->engine('scripted', '--ranks', 2, '--model', 'org/ti"ny\\,alias',
+           '--speculate', 3);
 $t->nginx($conf, workers => 2);
 $t->wait_for(sub { (scrape('/metrics')->value('llm_engine_lanes',
                                                engine => 'e') // 0) == 2 });
@@ -183,6 +184,12 @@ is($m->value('llm_engine_tokens_total', engine => 'e'), 7 * $n,
    'served: as the engine counts');
 is($m->value('llm_engine_requests_total', engine => 'e'), $n,
    'served: requests of the engine');
+is($m->value('llm_engine_drafts_total', engine => 'e'), 7 * $n,
+   'served: drafts');
+is($m->value('llm_engine_draft_tokens_total', engine => 'e'), 21 * $n,
+   'served: guesses');
+is($m->value('llm_engine_accepted_draft_tokens_total', engine => 'e'),
+   14 * $n, 'served: guesses that were right');
 
 for (qw/ time_to_first_token_seconds time_per_output_token_seconds
          queue_time_seconds request_duration_seconds /)
@@ -346,6 +353,18 @@ for ([ 'vllm:prompt_tokens_total', 'llm_prompt_tokens_total' ],
     ok(defined $v->value($is, @v)
        && $v->value($is, @v) == $v->value($want, @m), "$is is $want");
 }
+
+for ([ 'drafts', 1 ], [ 'draft_tokens', 3 ], [ 'accepted_tokens', 2 ]) {
+    my ($is, $each) = @$_;
+    is($v->value("vllm:spec_decode_num_${is}_total", @v, engine => 'e'),
+       $each * $v->value('llm_engine_tokens_total', engine => 'e'),
+       "vllm: $is");
+}
+is(join(' ', map {
+       $v->value('vllm:spec_decode_num_accepted_tokens_per_pos_total', @v,
+                 engine => 'e', position => $_) // 'none' } 0 .. 3),
+   join(' ', ($v->value('llm_engine_tokens_total', engine => 'e')) x 2, 0,
+        'none'), 'vllm: accepted by place');
 is($v->value('vllm:request_success_total', @v, finished_reason => 'abort'), 1,
    'vllm: aborted');
 is($v->value('vllm:request_success_total', @v, finished_reason => 'stop'),

@@ -88,7 +88,8 @@ my $conf = sprintf(<<'CONF', $t->tls());
 CONF
 
 $t->write_file('tmp/page', '<!--# include virtual="/status" -->');
-$t->engine('scripted', '--ranks', 2, '--model', 'org/ti"ny');
+$t->engine('scripted', '--ranks', 2, '--model', 'org/ti"ny',
+           '--speculate', 2);
 $t->nginx($conf, workers => 2);
 $t->wait_for(sub { (status()->{engines}[0]{lanes} // 0) == 2 });
 $t->wait_for(sub { !grep { !status()->{engines}[0]{up} } 1 .. 4 });
@@ -113,6 +114,8 @@ is($e->{max_context}, 65536, 'context');
 is("$e->{running} $e->{waiting} $e->{requests} $e->{tokens} $e->{lanes}",
    '0 0 0 0 2', 'engine');
 cmp_ok($e->{heartbeat_age}, '<', 5, 'heartbeat');
+is_deeply($e->{speculation}, { max => 2, depth => 2, drafts => 0,
+    draft_tokens => 0, accepted_tokens => 0 }, 'speculation');
 is_deeply($e->{ranks}, [ ({ running => 0, kv_blocks => 1024,
     kv_free_blocks => 1024, tokens_per_second => 0, expert_load => 1,
     expert_moves => 0 }) x 2 ], 'ranks');
@@ -133,6 +136,8 @@ is_deeply($m->{finish_reason}, { stop => 10, length => 1, error => 1 },
 is($m->{completion_tokens}, 75, 'tokens');
 is($m->{reasoning_tokens}, 20, 'reasoning');
 is($m->{cached_tokens}, 40, 'cached');
+is_deeply($s->{engines}[0]{speculation}, { max => 2, depth => 2,
+    drafts => 75, draft_tokens => 150, accepted_tokens => 75 }, 'guesses');
 is($m->{routed}{hit} + $m->{routed}{moved} + $m->{routed}{none}, 11,
    'routed');
 

@@ -80,10 +80,12 @@ print_board(void)
            ",\"vocab_size\":%" PRIu64 ",\"has_template\":%" PRIu64
            ",\"step\":%" PRIu64 ",\"age_ms\":%" PRIu64 ",\"waiting\":%" PRIu64
            ",\"running\":%" PRIu64 ",\"lanes\":%" PRIu64 ",\"requests\":%"
-           PRIu64 ",\"tokens\":%" PRIu64 ",\"stale\":%d,\"ranks\":[",
+           PRIu64 ",\"tokens\":%" PRIu64 ",\"draft_tokens\":%" PRIu64
+           ",\"stale\":%d,\"ranks\":[",
            m.boot, m.fingerprint, m.created, m.max_context, m.vocab_size,
            m.has_template, s.step, chan_now_ms() - s.heartbeat_ms, s.waiting,
-           s.running, s.lanes, s.requests, s.tokens, chan_board_stale(board));
+           s.running, s.lanes, s.requests, s.tokens, s.draft_tokens,
+           chan_board_stale(board));
 
     if (print_ranks() != 0) {
         return -1;

@@ -150,9 +150,20 @@ for s in 1 3; do
     start "$s" 1 64 64M
     run 1
     run 32
+    "$build/llm-engine" status --socket "$dir/s" >"$dir/status"
+    said=$(sed -n 's/^guesses.* drafts, \([0-9]*\) right.*/\1/p' \
+        "$dir/status")
     stop
     right=$(sed -n 's/.* tokens guessed, \([0-9]*\) right.*/\1/p' "$dir/log")
     guessed=$((guessed + ${right:-0}))
+
+    # It was asked when the last step may not have been told of.
+    if [ "${said:-0}" -eq 0 ] || [ "$said" -gt "${right:-0}" ]; then
+        echo "not ok: llm-engine status tells of ${said:-no} right guesses," \
+             "the log of ${right:-none} ($what)"
+        cat "$dir/status"
+        exit 1
+    fi
 done
 options=
 

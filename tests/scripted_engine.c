@@ -83,6 +83,8 @@ usage(FILE *out)
           "  --ranks N                 ranks on the board (1)\n"
           "  --fingerprint HEX         of the model, on the board\n"
           "  --context N               tokens, prompt and completion (65536)\n"
+          "  --speculate N             guesses on the board, for each token N\n"
+          "                            of which all but the last are right (0)\n"
           "  --delay MS                between tokens, unless scripted (0)\n"
           "  --script WORDS            a script for every request\n"
           "  --queue N                 requests that may wait (1024)\n"
@@ -107,6 +109,7 @@ parse_options(engine_t *e, int argc, char **argv)
         { "ranks", required_argument, NULL, 'r' },
         { "fingerprint", required_argument, NULL, 'f' },
         { "context", required_argument, NULL, 'c' },
+        { "speculate", required_argument, NULL, 'g' },
         { "delay", required_argument, NULL, 'd' },
         { "script", required_argument, NULL, 'S' },
         { "queue", required_argument, NULL, 'q' },
@@ -128,6 +131,7 @@ parse_options(engine_t *e, int argc, char **argv)
         case 'r': e->ranks = atoi(optarg); break;
         case 'f': e->fingerprint = strtoull(optarg, NULL, 16); break;
         case 'c': e->context = atoll(optarg); break;
+        case 'g': e->speculate = atoi(optarg); break;
         case 'd': e->delay = atoll(optarg); break;
         case 'S': e->script = optarg; break;
         case 'q': e->queue = atoll(optarg); break;
@@ -155,6 +159,11 @@ parse_options(engine_t *e, int argc, char **argv)
     }
 
     if (e->socket == NULL || optind != argc) {
+        usage(stderr);
+        return -1;
+    }
+
+    if (e->speculate < 0 || e->speculate > CHAN_DEPTH_MAX) {
         usage(stderr);
         return -1;
     }
@@ -242,6 +251,7 @@ publish_model(engine_t *e)
     m.max_context = (uint64_t) e->context;
     m.vocab_size = 1 << 20;
     m.has_template = e->no_template == 0;
+    m.speculate = (uint64_t) e->speculate;
     m.max_batch = e->slots > 0 ? (uint64_t) e->slots : 256;
     snprintf(m.names, sizeof(m.names) - 1, "%s", e->names);
 
@@ -288,6 +298,16 @@ publish(engine_t *e)
     s.lanes = e->n_lanes;
     s.requests = e->accepted;
     s.tokens = e->tokens;
+    s.depth = (uint64_t) e->speculate;
+
+    if (e->speculate > 0) {
+        s.drafts = e->tokens;
+        s.draft_tokens = e->tokens * (uint64_t) e->speculate;
+    }
+
+    for (i = 0; i < e->speculate - 1; i++) {
+        s.accepted[i] = e->tokens;
+    }
 
     for (i = 0; i < e->ranks; i++) {
         rank[i].epoch = e->epoch[i];

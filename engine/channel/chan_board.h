@@ -47,6 +47,7 @@ extern "C" {
 #define CHAN_RANKS_MAX      64
 #define CHAN_NAMES_LEN      512      /* names, each NUL-terminated, '' ends */
 #define CHAN_LOG_SIZE       16384
+#define CHAN_DEPTH_MAX      8        /* tokens guessed in a row */
 #define CHAN_STALE_MS       5000     /* heartbeat older than this: gone */
 
 
@@ -68,7 +69,7 @@ typedef struct {
     uint64_t  vocab_size;
     uint64_t  has_template;      /* chat is possible */
     uint64_t  max_batch;
-    uint64_t  reserved;
+    uint64_t  speculate;         /* tokens guessed at most; 0: none */
     char      names[CHAN_NAMES_LEN];     /* first is the model's own name */
 } chan_board_model_t;
 
@@ -81,6 +82,10 @@ typedef struct {
     uint64_t  lanes;
     uint64_t  requests;          /* accepted since start */
     uint64_t  tokens;            /* generated since start */
+    uint64_t  depth;             /* tokens guessed in a row, lately */
+    uint64_t  drafts;            /* times that guesses were verified */
+    uint64_t  draft_tokens;      /* guesses in these */
+    uint64_t  accepted[CHAN_DEPTH_MAX];  /* right ones, by their place */
 } chan_board_state_t;
 
 typedef struct {

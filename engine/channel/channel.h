@@ -96,7 +96,7 @@ extern "C" {
 
 
 #define CHAN_MAGIC          UINT64_C(0x316e6168636d6c6c)     /* "llmchan1" */
-#define CHAN_VERSION        2
+#define CHAN_VERSION        3
 
 #define CHAN_OK             0
 #define CHAN_AGAIN          (-1)     /* no record, or no room */

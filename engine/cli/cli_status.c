@@ -17,6 +17,8 @@
 
 
 static int status_engine(chan_board_t *board);
+static void status_guesses(const chan_board_model_t *m,
+    const chan_board_state_t *s);
 static int status_ranks(chan_board_t *board);
 
 
@@ -90,7 +92,33 @@ status_engine(chan_board_t *board)
            " accepted, %" PRIu64 " tokens\n", s.running, s.waiting,
            s.requests, s.tokens);
 
+    if (m.speculate != 0) {
+        status_guesses(&m, &s);
+    }
+
     return 0;
+}
+
+
+static void
+status_guesses(const chan_board_model_t *m, const chan_board_state_t *s)
+{
+    uint32_t  i;
+    uint64_t  right;
+
+    for (right = 0, i = 0; i < CHAN_DEPTH_MAX; i++) {
+        right += s->accepted[i];
+    }
+
+    printf("guesses   %" PRIu64 " of up to %" PRIu64 " at once, %" PRIu64
+           " made in %" PRIu64 " drafts, %" PRIu64 " right", s->depth,
+           m->speculate, s->draft_tokens, s->drafts, right);
+
+    if (s->draft_tokens != 0) {
+        printf(" (%.1f%%)", 100.0 * (double) right / (double) s->draft_tokens);
+    }
+
+    printf("\n");
 }
 
 

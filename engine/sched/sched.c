@@ -479,7 +479,7 @@ sched_end(sched_t *s, sched_seq_t *seq, sched_reason_t reason,
 void
 sched_publish(sched_t *s)
 {
-    uint32_t             i;
+    uint32_t             i, n;
     sched_rank_t        *rk;
     sched_rank_stats_t  *st;
 
@@ -495,8 +495,10 @@ sched_publish(sched_t *s)
     s->stats.tokens = 0;
     s->stats.prompt = 0;
     s->stats.cached = 0;
+    s->stats.drafts = 0;
     s->stats.drafted = 0;
     s->stats.hits = 0;
+    memset(s->stats.hit, 0, sizeof(s->stats.hit));
     s->stats.depth = s->depth;
     s->stats.running = s->park.n + (s->queue.n - s->n_waiting);
 
@@ -516,9 +518,14 @@ sched_publish(sched_t *s)
         s->stats.tokens += rk->tokens;
         s->stats.prompt += rk->prompt;
         s->stats.cached += rk->cached;
+        s->stats.drafts += rk->drafts;
         s->stats.drafted += rk->drafted;
-        s->stats.hits += rk->hits;
         s->stats.running += rk->n_running;
+
+        for (n = 0; n < SCHED_DEPTH_MAX; n++) {
+            s->stats.hit[n] += rk->hit[n];
+            s->stats.hits += rk->hit[n];
+        }
     }
 
     pthread_mutex_unlock(&s->lock);

@@ -175,7 +175,7 @@ typedef struct {
     uint32_t        n_prompt;
     uint32_t        n_cached;
     uint32_t        n_output;
-    uint32_t        n_drafted;       /* tokens guessed and looked at */
+    uint32_t        n_drafted;       /* tokens guessed and verified */
     uint32_t        n_hit;           /* of them right */
     uint32_t        rank;
     uint64_t        step;            /* steps done */
@@ -341,8 +341,10 @@ typedef struct {
     uint64_t            preempted;
     uint64_t            prompt;      /* sums over the ranks */
     uint64_t            cached;
-    uint64_t            drafted;     /* tokens guessed and looked at */
+    uint64_t            drafts;      /* times that guesses were verified */
+    uint64_t            drafted;     /* guesses in these */
     uint64_t            hits;        /* of them right */
+    uint64_t            hit[SCHED_DEPTH_MAX];    /* by place in their row */
     uint32_t            depth;       /* guessed in the last step */
     uint64_t            busy_us;     /* in steps */
     uint64_t            guess_us;    /* that they were planned to take */

@@ -156,8 +156,9 @@ typedef struct {
     uint32_t          d_logits;
     uint32_t          answered;      /* sequences, in this step */
     uint32_t          made;          /* their tokens */
+    uint64_t          drafts;        /* as in sched_stats_t */
     uint64_t          drafted;
-    uint64_t          hits;
+    uint64_t          hit[SCHED_DEPTH_MAX];
 
     float            *logits;
     sample_draw_t    *draw;          /* of each row of logits */

@@ -158,6 +158,9 @@ sched_answer(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t at)
     uint32_t  i;
 
     rk->answered++;
+    rk->drafts += seq->n_spec > 0;
+    rk->drafted += seq->n_spec;
+    seq->n_drafted += seq->n_spec;
 
     for (i = 0; ; i++) {
         sched_token(s, rk, seq, at + i);
@@ -167,10 +170,8 @@ sched_answer(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t at)
         }
 
         hit = seq->ids[seq->n_total - 1] == seq->draft[i];
-        seq->n_drafted++;
         seq->n_hit += (uint32_t) hit;
-        rk->drafted++;
-        rk->hits += (uint64_t) hit;
+        rk->hit[i] += (uint64_t) hit;
 
         if (!hit || seq->done != 0 || sched_paused(seq)) {
             break;

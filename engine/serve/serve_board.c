@@ -13,6 +13,8 @@
 #include <string.h>
 
 
+_Static_assert(CHAN_DEPTH_MAX >= SCHED_DEPTH_MAX, "accepted[] is too short");
+
 #define SERVE_HUNG_US   (UINT64_C(300) * 1000000)
 #define SERVE_SPEED_MS  1000         /* tokens per second are counted over */
 
@@ -43,6 +45,7 @@ serve_board_open(serve_t *s, char *err)
     m.vocab_size = s->opt.sched.vocab;
     m.has_template = s->has_template;
     m.max_batch = s->opt.sched.max_batch;
+    m.speculate = s->opt.sched.speculate;
 
     /* "name,alias" becomes "name\0alias\0\0". */
 
@@ -115,6 +118,13 @@ serve_board_publish(serve_t *s, int heartbeat)
     state.lanes = atomic_load(&s->board_lanes);
     state.requests = st.accepted;
     state.tokens = st.tokens;
+    state.depth = st.depth;
+    state.drafts = st.drafts;
+    state.draft_tokens = st.drafted;
+
+    for (i = 0; i < SCHED_DEPTH_MAX; i++) {
+        state.accepted[i] = st.hit[i];
+    }
 
     for (i = 0; i < st.n_ranks; i++) {
         memset(&rank, 0, sizeof(rank));

@@ -34,6 +34,7 @@ typedef struct {
 typedef struct {
     const char     *socket, *log_path, *names, *script;
     int             ranks, version, max_lanes, refuse, no_template;
+    int             speculate;
     mode_t          mode;
     uint64_t        fingerprint;
     int64_t         context, delay, queue, slots;

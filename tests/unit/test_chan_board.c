@@ -27,7 +27,7 @@
 
 #define MODEL  64            /* offsets of the entries with two ranks */
 #define STATE  (MODEL + 640)
-#define RANK0  (STATE + 128)
+#define RANK0  (STATE + 192)
 #define RANK1  (RANK0 + 128)
 #define LOG    (RANK1 + 128)
 

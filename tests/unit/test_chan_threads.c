@@ -541,6 +541,7 @@ publisher(void *arg)
         s.lanes = i;
         s.requests = i;
         s.tokens = i;
+        s.accepted[CHAN_DEPTH_MAX - 1] = i;
         chan_board_set_state(t->board, &s);
 
         r.epoch = i;
@@ -578,7 +579,8 @@ reader(void *arg)
         if (chan_board_get_state(t->board, &s) == CHAN_OK) {
             t->torn += s.step != s.waiting || s.step != s.running
                        || s.step != s.heartbeat_ms || s.step != s.lanes
-                       || s.step != s.requests || s.step != s.tokens;
+                       || s.step != s.requests || s.step != s.tokens
+                       || s.step != s.accepted[CHAN_DEPTH_MAX - 1];
         } else {
             t->again++;
         }
