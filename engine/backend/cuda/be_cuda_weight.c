@@ -4,8 +4,7 @@
  * a converted checkpoint all that is not such an expert becomes BF16 again.
  *
  * A row begins at a multiple of 128 bytes.  Rows are made in pinned buffers
- * that take turns, so that making (reading the file, for the most part) and
- * copying overlap; when weight() returns all is there.
+ * that take turns (be_cuda_stage.c); when weight() returns all is there.
  */
 
 #include <stdio.h>
@@ -14,20 +13,7 @@
 #include <time.h>
 
 #include "backend/be_quant.h"
-#include "backend/cuda/be_cuda.h"
-
-
-#define WEIGHT_BLOCK  128            /* of a scale, both ways */
-
-
-/* What is copied to `to`, a buffer at a time. */
-
-typedef struct {
-    be_cuda_t  *cuda;
-    uint8_t    *to;
-    size_t      used;                /* of the buffer at hand */
-    int         rc;
-} weight_stage_t;
+#include "backend/cuda/be_cuda_weight_int.h"
 
 
 static be_weight_t *weight_new(be_cuda_t *cuda, cu_mm_type_t type,
@@ -43,15 +29,7 @@ static int weight_panel_int4(const be_tensor_t *t, uint32_t panel,
 static be_weight_t *weight_decoded(be_cuda_t *cuda, const be_tensor_t *t,
     uint32_t parts, size_t *copies, char *err);
 static be_weight_t *weight_done(be_cuda_t *cuda, be_weight_t *w,
-    weight_stage_t *s, char *err);
-static int weight_stages(be_cuda_t *cuda, char *err);
-static void weight_stage(weight_stage_t *s, be_cuda_t *cuda, void *to);
-static void *weight_room(weight_stage_t *s, size_t size);
-static void weight_flush(weight_stage_t *s);
-static void weight_bytes(weight_stage_t *s, const void *p, size_t size);
-static void weight_row(const be_tensor_t *t, uint32_t row, uint16_t *to);
-static void weight_floats(const be_tensor_t *t, uint32_t row, float *to);
-static inline uint16_t weight_bf16(float x);
+    cuda_stage_t *s, char *err);
 static double weight_now(void);
 
 
@@ -62,7 +40,7 @@ be_cuda_weight(be_t *be, const be_tensor_t *t, size_t *copies, char *err)
     uint32_t         i, ld, parts, stride, take;
     be_cuda_t       *cuda;
     be_weight_t     *w;
-    weight_stage_t   s;
+    cuda_stage_t     s;
 
     cuda = (be_cuda_t *) be;
     parts = (t->parts != 0) ? t->parts : 1;
@@ -104,16 +82,16 @@ be_cuda_weight(be_t *be, const be_tensor_t *t, size_t *copies, char *err)
         return NULL;
     }
 
-    weight_stage(&s, cuda, w->data);
+    be_cuda_stage(&s, cuda, w->data);
 
     for (i = 0; i < take * parts; i++) {
-        to = weight_room(&s, w->m.ld * sizeof(uint16_t));
+        to = be_cuda_stage_room(&s, w->m.ld * sizeof(uint16_t));
 
         if (to == NULL) {
             break;
         }
 
-        weight_row(t, i / take * stride + t->from + i % take, to);
+        be_cuda_row_bf16(t, i / take * stride + t->from + i % take, to);
         memset(to + t->cols, 0, (w->m.ld - t->cols) * sizeof(uint16_t));
     }
 
@@ -131,7 +109,7 @@ be_cuda_weight_t(be_t *be, const be_tensor_t *t, uint32_t parts,
     uint32_t         i, j, p, stride, take, ld;
     be_cuda_t       *cuda;
     be_weight_t     *w;
-    weight_stage_t   s;
+    cuda_stage_t     s;
 
     cuda = (be_cuda_t *) be;
 
@@ -159,19 +137,19 @@ be_cuda_weight_t(be_t *be, const be_tensor_t *t, uint32_t parts,
         goto done;
     }
 
-    weight_stage(&s, cuda, w->data);
+    be_cuda_stage(&s, cuda, w->data);
 
     for (p = 0; p < parts; p++) {
 
         for (i = 0; i < take; i++) {
-            weight_row(t, p * stride + t->from + i, row);
+            be_cuda_row_bf16(t, p * stride + t->from + i, row);
 
             for (j = 0; j < t->cols; j++) {
                 part[(size_t) j * ld + i] = row[j];
             }
         }
 
-        weight_bytes(&s, part, (size_t) t->cols * ld * sizeof(uint16_t));
+        be_cuda_stage_put(&s, part, (size_t) t->cols * ld * sizeof(uint16_t));
     }
 
     w = weight_done(cuda, w, &s, err);
@@ -194,7 +172,7 @@ be_cuda_table(be_t *be, const be_tensor_t *t, size_t *copies, char *err)
     uint32_t         i;
     be_cuda_t       *cuda;
     be_weight_t     *w;
-    weight_stage_t   s;
+    cuda_stage_t     s;
 
     cuda = (be_cuda_t *) be;
 
@@ -210,22 +188,22 @@ be_cuda_table(be_t *be, const be_tensor_t *t, size_t *copies, char *err)
     }
 
     w->wide = (t->dtype == BE_F32);
-    weight_stage(&s, cuda, w->data);
+    be_cuda_stage(&s, cuda, w->data);
 
     if (t->dtype != BE_F8E4M3) {
-        weight_bytes(&s, t->data, (size_t) t->rows * t->cols
+        be_cuda_stage_put(&s, t->data, (size_t) t->rows * t->cols
                                   * (w->wide ? 4 : 2));
         return weight_done(cuda, w, &s, err);
     }
 
     for (i = 0; i < t->rows; i++) {
-        to = weight_room(&s, t->cols * sizeof(uint16_t));
+        to = be_cuda_stage_room(&s, t->cols * sizeof(uint16_t));
 
         if (to == NULL) {
             break;
         }
 
-        weight_row(t, i, to);
+        be_cuda_row_bf16(t, i, to);
     }
 
     return weight_done(cuda, w, &s, err);
@@ -239,7 +217,7 @@ weight_f8(be_cuda_t *cuda, const be_tensor_t *t, size_t *copies, char *err)
     size_t           scales;
     uint32_t         i, ld;
     be_weight_t     *w;
-    weight_stage_t   s;
+    cuda_stage_t     s;
 
     scales = (size_t) ((t->rows + WEIGHT_BLOCK - 1) / WEIGHT_BLOCK)
              * t->scale_cols;
@@ -254,13 +232,13 @@ weight_f8(be_cuda_t *cuda, const be_tensor_t *t, size_t *copies, char *err)
     w->m.ld_scale = t->scale_cols;
     cuda->fp8 = 1;
 
-    weight_stage(&s, cuda, w->scale);
-    weight_bytes(&s, t->scale, scales * sizeof(float));
-    weight_flush(&s);
+    be_cuda_stage(&s, cuda, w->scale);
+    be_cuda_stage_put(&s, t->scale, scales * sizeof(float));
+    be_cuda_stage_flush(&s);
     s.to = w->data;
 
     for (i = 0; i < t->rows; i++) {
-        to = weight_room(&s, w->m.ld);
+        to = be_cuda_stage_room(&s, w->m.ld);
 
         if (to == NULL) {
             break;
@@ -287,7 +265,7 @@ weight_int4(be_cuda_t *cuda, const be_tensor_t *t, size_t *copies, char *err)
     uint8_t         *to;
     uint32_t         i, panels;
     be_weight_t     *w;
-    weight_stage_t   s;
+    cuda_stage_t     s;
 
     panel = be_quant_panel(BE_INT4, t->cols);
     panels = be_quant_part_panels(t->rows);
@@ -307,14 +285,14 @@ weight_int4(be_cuda_t *cuda, const be_tensor_t *t, size_t *copies, char *err)
         return NULL;
     }
 
-    weight_stage(&s, cuda, w->data);
+    be_cuda_stage(&s, cuda, w->data);
 
     if (t->made) {
-        weight_bytes(&s, t->data, (size_t) panels * panel);
+        be_cuda_stage_put(&s, t->data, (size_t) panels * panel);
 
     } else {
         for (i = 0; i < panels; i++) {
-            to = weight_room(&s, panel);
+            to = be_cuda_stage_room(&s, panel);
 
             if (to == NULL) {
                 break;
@@ -353,7 +331,7 @@ weight_panel_int4(const be_tensor_t *t, uint32_t panel, float *rows,
         row = panel * BE_PANEL + i;
 
         if (row < t->rows) {
-            weight_floats(t, row, rows + (size_t) i * t->cols);
+            be_cuda_row_f32(t, row, rows + (size_t) i * t->cols);
         }
     }
 
@@ -392,7 +370,7 @@ weight_decoded(be_cuda_t *cuda, const be_tensor_t *t, uint32_t parts,
     uint32_t         i, j, k, n, p, rows, ld;
     be_weight_t     *w;
     const uint8_t   *from;
-    weight_stage_t   s;
+    cuda_stage_t     s;
 
     ld = (t->cols + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
     rows = t->rows / parts;
@@ -411,12 +389,12 @@ weight_decoded(be_cuda_t *cuda, const be_tensor_t *t, uint32_t parts,
         return NULL;
     }
 
-    weight_stage(&s, cuda, w->data);
+    be_cuda_stage(&s, cuda, w->data);
 
     for (p = 0; p < be_quant_part_panels(rows) * parts; p++) {
         n = rows - p % be_quant_part_panels(rows) * BE_PANEL;
         n = (n < BE_PANEL) ? n : BE_PANEL;
-        to = weight_room(&s, (size_t) n * ld * sizeof(uint16_t));
+        to = be_cuda_stage_room(&s, (size_t) n * ld * sizeof(uint16_t));
 
         if (to == NULL) {
             break;
@@ -430,7 +408,7 @@ weight_decoded(be_cuda_t *cuda, const be_tensor_t *t, uint32_t parts,
             for (i = 0; i < n; i++) {
                 for (j = 0; j < BE_CHUNK && k + j < t->cols; j++) {
                     to[(size_t) i * ld + k + j]
-                        = weight_bf16(x[j * BE_PANEL + i]);
+                        = be_cuda_bf16(x[j * BE_PANEL + i]);
                 }
             }
         }
@@ -563,7 +541,7 @@ weight_new(be_cuda_t *cuda, cu_mm_type_t type, uint32_t rows, uint32_t cols,
     size_t        at;
     be_weight_t  *w;
 
-    if (weight_stages(cuda, err) != 0) {
+    if (be_cuda_stages(cuda, err) != 0) {
         return NULL;
     }
 
@@ -615,9 +593,9 @@ weight_new(be_cuda_t *cuda, cu_mm_type_t type, uint32_t rows, uint32_t cols,
 
 
 static be_weight_t *
-weight_done(be_cuda_t *cuda, be_weight_t *w, weight_stage_t *s, char *err)
+weight_done(be_cuda_t *cuda, be_weight_t *w, cuda_stage_t *s, char *err)
 {
-    weight_flush(s);
+    be_cuda_stage_flush(s);
 
     if (s->rc == 0) {
         s->rc = cudaMemcpyAsync(w->dev, &w->m, sizeof(cu_matrix_t),
@@ -639,203 +617,4 @@ weight_done(be_cuda_t *cuda, be_weight_t *w, weight_stage_t *s, char *err)
     be_cuda_weight_free(&cuda->be, w);
 
     return NULL;
-}
-
-
-/* --- staging ------------------------------------------------------------- */
-
-static int
-weight_stages(be_cuda_t *cuda, char *err)
-{
-    int       rc;
-    uint32_t  i;
-
-    rc = cudaSetDevice(cuda->device);
-
-    for (i = 0; i < CUDA_STAGES && rc == 0; i++) {
-        if (cuda->stage[i] == NULL) {
-            rc = cudaMallocHost((void **) &cuda->stage[i], CUDA_STAGE);
-        }
-
-        if (rc == 0 && cuda->staged[i] == NULL) {
-            rc = cudaEventCreateWithFlags(&cuda->staged[i],
-                                          cudaEventDisableTiming);
-        }
-    }
-
-    if (rc != 0) {
-        snprintf(err, ERR_LEN, "CUDA device %d: no pinned memory: %s",
-                 cuda->device, cudaGetErrorString((cudaError_t) rc));
-        return -1;
-    }
-
-    return 0;
-}
-
-
-static void
-weight_stage(weight_stage_t *s, be_cuda_t *cuda, void *to)
-{
-    s->cuda = cuda;
-    s->to = to;
-    s->used = 0;
-    s->rc = cudaEventSynchronize(cuda->staged[cuda->next_stage]);
-}
-
-
-/* Room for `size` bytes that go behind what went before; NULL: it failed. */
-
-static void *
-weight_room(weight_stage_t *s, size_t size)
-{
-    uint8_t  *p;
-
-    if (s->used + size > CUDA_STAGE) {
-        weight_flush(s);
-    }
-
-    if (s->rc != 0) {
-        return NULL;
-    }
-
-    p = s->cuda->stage[s->cuda->next_stage] + s->used;
-    s->used += size;
-
-    return p;
-}
-
-
-static void
-weight_flush(weight_stage_t *s)
-{
-    uint32_t    i;
-    be_cuda_t  *cuda;
-
-    cuda = s->cuda;
-    i = cuda->next_stage;
-
-    if (s->rc != 0 || s->used == 0) {
-        return;
-    }
-
-    s->rc = cudaMemcpyAsync(s->to, cuda->stage[i], s->used,
-                            cudaMemcpyHostToDevice, cuda->load);
-
-    if (s->rc == 0) {
-        s->rc = cudaEventRecord(cuda->staged[i], cuda->load);
-    }
-
-    s->to += s->used;
-    s->used = 0;
-    cuda->next_stage = (i + 1) % CUDA_STAGES;
-
-    if (s->rc == 0) {
-        s->rc = cudaEventSynchronize(cuda->staged[cuda->next_stage]);
-    }
-}
-
-
-static void
-weight_bytes(weight_stage_t *s, const void *p, size_t size)
-{
-    void    *to;
-    size_t   i, n;
-
-    for (i = 0; i < size; i += n) {
-        n = size - i;
-        n = (n < CUDA_STAGE / 2) ? n : CUDA_STAGE / 2;
-        to = weight_room(s, n);
-
-        if (to == NULL) {
-            return;
-        }
-
-        memcpy(to, (const uint8_t *) p + i, n);
-    }
-}
-
-
-/* --- elements ------------------------------------------------------------ */
-
-static void
-weight_row(const be_tensor_t *t, uint32_t row, uint16_t *to)
-{
-    float           x;
-    size_t          at;
-    uint32_t        i;
-    const float    *scale;
-    const uint8_t  *from;
-
-    at = (size_t) row * t->cols;
-    from = t->data;
-
-    switch (t->dtype) {
-
-    case BE_BF16:
-        memcpy(to, from + at * 2, (size_t) t->cols * 2);
-        break;
-
-    case BE_F32:
-        for (i = 0; i < t->cols; i++) {
-            memcpy(&x, from + (at + i) * 4, 4);
-            to[i] = weight_bf16(x);
-        }
-
-        break;
-
-    default: /* BE_F8E4M3 */
-        scale = t->scale + (size_t) (row / WEIGHT_BLOCK) * t->scale_cols;
-
-        for (i = 0; i < t->cols; i++) {
-            to[i] = weight_bf16(be_from_e4m3(from[at + i])
-                                * scale[i / WEIGHT_BLOCK]);
-        }
-    }
-}
-
-
-static void
-weight_floats(const be_tensor_t *t, uint32_t row, float *to)
-{
-    size_t          at;
-    uint16_t        h;
-    uint32_t        i, u;
-    const uint8_t  *from;
-
-    at = (size_t) row * t->cols;
-    from = t->data;
-
-    for (i = 0; i < t->cols; i++) {
-
-        if (t->dtype == BE_F32) {
-            memcpy(&to[i], from + (at + i) * 4, 4);
-
-        } else if (t->dtype == BE_BF16) {
-            memcpy(&h, from + (at + i) * 2, 2);
-            u = (uint32_t) h << 16;
-            memcpy(&to[i], &u, 4);
-
-        } else {
-            to[i] = be_from_e4m3(from[at + i])
-                    * t->scale[(size_t) (row / WEIGHT_BLOCK) * t->scale_cols
-                               + i / WEIGHT_BLOCK];
-        }
-    }
-}
-
-
-/* Nearest even. */
-
-static inline uint16_t
-weight_bf16(float x)
-{
-    uint32_t  u;
-
-    memcpy(&u, &x, 4);
-
-    if ((u & 0x7fffffff) > 0x7f800000) {
-        return (uint16_t) (u >> 16 | 0x40);
-    }
-
-    return (uint16_t) ((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
