@@ -300,10 +300,10 @@ extern ngx_module_t  ngx_http_llm_module;
 
 
 /*
- * ngx_http_llm_conf.c.  ngx_http_llm_arg() is whether an argument is "NAME=...",
- * and gives what comes then.  ngx_http_llm_zone_param() parses "zone=NAME:SIZE";
- * what is wrong was logged.  ngx_http_llm_zone_name() has what the slab pool
- * logs name the zone, but not that memory is short.
+ * ngx_http_llm_conf.c.  ngx_http_llm_arg() is whether an argument is
+ * "NAME=...", and gives what comes then.  ngx_http_llm_zone_param() parses
+ * "zone=NAME:SIZE"; what is wrong was logged.  ngx_http_llm_zone_name() has
+ * what the slab pool logs name the zone, but not that memory is short.
  * ngx_http_llm_add_handler() is for postconfiguration.  NGX_ERROR: no memory.
  */
 
@@ -333,9 +333,10 @@ ngx_int_t ngx_http_llm_variable_set(ngx_http_variable_value_t *v,
 /*
  * ngx_http_llm_engine.c.  ngx_http_llm_engine_drop() closes the lane for
  * `reason`, has its requests wait or fail (in the next turn, never at once) and
- * tries again later; it may be called in any state.  ngx_http_llm_engine_usable()
- * is whether a request may be submitted now: NGX_OK; NGX_AGAIN, the first
- * handshake is under way; NGX_ERROR, there is no engine.
+ * tries again later; it may be called in any state.
+ * ngx_http_llm_engine_usable() is whether a request may be submitted now:
+ * NGX_OK; NGX_AGAIN, the first handshake is under way; NGX_ERROR, there is no
+ * engine.
  */
 
 ngx_int_t ngx_http_llm_engine_init_process(ngx_cycle_t *cycle);
@@ -464,7 +465,8 @@ void ngx_http_llm_close(ngx_http_llm_ctx_t *ctx);
 /*
  * ngx_http_llm_route.c.  ngx_http_llm_route_submit() adds tags to the prompts
  * of a request and chooses a rank for each, if llm_route is on here, also when
- * its prompts were made again; NGX_ERROR: no memory.  ngx_http_llm_route_accepted() notes which rank took a choice,
+ * its prompts were made again; NGX_ERROR: no memory.
+ * ngx_http_llm_route_accepted() notes which rank took a choice,
  * ngx_http_llm_route_connected() which boot of an engine is the newest.
  */
 

@@ -161,9 +161,9 @@ void ngx_http_llm_prefix_held(ngx_http_llm_prefix_t *zone,
  * A rank's load is the number of requests that run or wait there, with those
  * sent there that the board does not show yet.  A rank is overloaded if its
  * load exceeds the least by more than `max_skew` and is more than a quarter
- * above the mean.  Of the others the one that holds most of the prompt is picked,
- * and of several with the same the least loaded; less than `min_match` percent
- * of the tags count as none.
+ * above the mean.  Of the others the one that holds most of the prompt is
+ * picked, and of several with the same the least loaded; less than `min_match`
+ * percent of the tags count as none.
  *
  * ngx_http_llm_pick() returns the rank, with `*epoch` its epoch and the `n`
  * requests counted as sent there; or -1 where no rank holds anything worth

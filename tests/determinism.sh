@@ -1,10 +1,11 @@
 #!/bin/sh
 # The same requests give the same bytes, whatever the batch, the chunking, the
-# ranks and the threads, wherever experts move meanwhile, with and without prefix
-# cache, and when memory is so short that sequences are preempted and computed
-# again: greedy with the log-probabilities of prompt and answer, and seeded,
-# through the running engine.  Scored prompts are computed in full; those of the
-# seeded requests are found in the cache then, in part or but for the last.
+# ranks and the threads, wherever experts move meanwhile, with and without
+# prefix cache, and when memory is so short that sequences are preempted and
+# computed again: greedy with the log-probabilities of prompt and answer, and
+# seeded, through the running engine.  Scored prompts are computed in full;
+# those of the seeded requests are found in the cache then, in part or but for
+# the last.
 #
 #     determinism.sh BUILD MODEL-DIR
 #

@@ -1,6 +1,6 @@
-# On a GPU: make gpu-bundle makes one folder, build/gpu, that runs the checks and
-# the benchmarks where nothing is installed but a driver, python3 with numpy
-# and, for the fastest products in BF16, cuBLASLt:
+# On a GPU: make gpu-bundle makes one folder, build/gpu, that runs the checks
+# and the benchmarks where nothing is installed but a driver, python3 with
+# numpy and, for the fastest products in BF16, cuBLASLt:
 #
 #     build/gpu/check.sh      make check-gpu
 #     build/gpu/bench.sh      make bench-gpu

@@ -68,7 +68,8 @@ npm:
 STAGE_LIMIT := $(if $(LONG),0,2400)
 
 .PHONY: check check-unit check-ledger check-tokenizer check-reference \
-        check-determinism check-nodes check-nginx check-long check-fuzz check-sanitize
+        check-determinism check-nodes check-nginx check-long check-fuzz \
+        check-sanitize
 
 CHECKS := check-unit check-ledger check-tokenizer check-reference \
           check-determinism check-nodes check-nginx

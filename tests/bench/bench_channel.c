@@ -541,8 +541,8 @@ main(int argc, char **argv)
                one[k].p99, one[k].s50, one[k].s99);
     }
 
-    printf("\nratio: the channel's rate over this one's.  \"awake\" needs a core"
-           " for each process.\n");
+    printf("\nratio: the channel's rate over this one's.  \"awake\" needs a "
+           "core for each process.\n");
 
     return 0;
 }

@@ -449,7 +449,8 @@ bench_attend(bench_t *b, uint32_t rows, uint32_t context, uint32_t heads,
             b->be->mla_attend(b->be, kv, i, &mla, 0.1f, ql, &batch, ol);
         });
 
-    bench_line(b, what, best / layers, 2.0 * tokens * heads * (2 * kv_lora + rope),
+    bench_line(b, what, best / layers,
+               2.0 * tokens * heads * (2 * kv_lora + rope),
                (double) context * (kv_lora + rope)
                * (b->compute == BE_F32 ? 4 : 2));
 

@@ -330,8 +330,8 @@ wrong(int what)
         (void) cudaMemcpy(host, host, 10, cudaMemcpyHostToDevice);
 
     } else {
-        (void) CU_LAUNCH(kernel_wrong, 1, what == 24 ? 384 : 64, 64, NULL, what, p,
-                         q);
+        (void) CU_LAUNCH(kernel_wrong, 1, what == 24 ? 384 : 64, 64, NULL,
+                         what, p, q);
         (void) cudaDeviceSynchronize();
     }
 }

@@ -14,8 +14,8 @@ digit of the output alone.
 The engine is `ENGINE score --model DIR --compute C --ids FILE`, one JSON
 array of ids a line in, one array of log-probabilities out, null first. A
 model with a multi-token prediction layer is scored a second time with --mtp,
-through that. With --url a running server is asked instead, through `completions` with
-`echo: true, max_tokens: 0`; it must serve MODEL.
+through that. With --url a running server is asked instead, through
+`completions` with `echo: true, max_tokens: 0`; it must serve MODEL.
 
 What passes:
 

@@ -132,8 +132,9 @@ def main():
         if rows:
             values = logprobs(args, rows, weights)
             apart = sum(abs(a - b) for a, b in zip(values, plain))
-            figures = f'perplexity {math.exp(-sum(values) / len(values)):.3f},' \
-                      f' mean |d| {apart / len(values):.4f}, '
+            perplexity = math.exp(-sum(values) / len(values))
+            figures = f'perplexity {perplexity:.3f}, ' \
+                      f'mean |d| {apart / len(values):.4f}, '
         print(f'{weights:8} {figures}{kept} of {len(before)} answers the same',
               flush=True)
         for noun in other if args.show else []:

@@ -78,7 +78,8 @@ published_pack(const double *load, uint32_t n, uint32_t packs)
 static inline double
 published_max(const ep_balance_t *b, const double *load)
 {
-    double    group[PUBLISHED_EXPERTS], each[PUBLISHED_SLOTS], sum[EP_RANKS_MAX], max;
+    double    group[PUBLISHED_EXPERTS], each[PUBLISHED_SLOTS];
+    double    sum[EP_RANKS_MAX], max;
     uint32_t  i, e, n, best, size, per, owner[PUBLISHED_SLOTS];
     uint32_t  replicas[PUBLISHED_EXPERTS], node[PUBLISHED_EXPERTS];
 

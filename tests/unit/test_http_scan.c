@@ -109,8 +109,9 @@ test_json(void **state)
 
     (void) state;
 
-    scan_all(&s, "{\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\""
-             ",\"content\":\"hello\"},\"finish_reason\":\"stop\"}],\"usage\":"
+    scan_all(&s, "{\"choices\":[{\"index\":0,\"message\":"
+             "{\"role\":\"assistant\",\"content\":\"hello\"},"
+             "\"finish_reason\":\"stop\"}],\"usage\":"
              "{\"prompt_tokens\":5,\"completion_tokens\":2,"
              "\"prompt_cache_hit_tokens\":3}}", 0);
     assert_int_equal(s.prompt, 5);

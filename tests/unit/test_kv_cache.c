@@ -352,7 +352,7 @@ test_collisions(void **state)
 }
 
 
-/* Prefixes of others are no parents: the same ids elsewhere are not the same. */
+/* Others' prefixes are no parents: the same ids elsewhere are not the same. */
 
 static void
 test_parent(void **state)

@@ -130,9 +130,10 @@ test_random(void **unused)
         got = ledger_price_cost(&price, &percent, tokens[0], tokens[1],
                                 tokens[2]);
 
-        exact = ((ledger_int_t) price.hit * percent.hit * tokens[0]
-                 + (ledger_int_t) price.miss * percent.miss * tokens[1]
-                 + (ledger_int_t) price.output * percent.output * tokens[2]) * percent.all;
+        exact = (ledger_int_t) price.hit * percent.hit * tokens[0]
+                + (ledger_int_t) price.miss * percent.miss * tokens[1]
+                + (ledger_int_t) price.output * percent.output * tokens[2];
+        exact *= percent.all;
         rest = exact - (ledger_int_t) got * 10000000;
 
         assert_true(rest >= -5000000 && rest < 5000000);

@@ -1,7 +1,7 @@
 /*
  * A step takes no memory from the system and no lock, on any thread: both are
- * counted while steps of all kinds go on, from the first.  Threads may sleep in a futex where
- * there is nothing to do.
+ * counted while steps of all kinds go on, from the first.  Threads may sleep in
+ * a futex where there is nothing to do.
  *
  * Not with a sanitizer, which has these functions for itself.
  */
