@@ -83,7 +83,7 @@ is_deeply([ @{ $r->{json} }{qw/ requests accounts models /} ], [ 0, [], [] ],
 
 # Many requests, each on a connection of its own, so both workers get some.
 
-is(scalar(my @pids = $t->workers()), 2, 'two workers');
+ok($t->wait_for(sub { $t->workers() == 2 }), 'two workers');
 
 for my $i (1 .. 30) {
     chat('alice', "prompt_tokens=$i cached=1 tokens=$i", stream => $true);
