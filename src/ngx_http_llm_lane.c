@@ -30,6 +30,10 @@ static ngx_int_t ngx_http_llm_lane_controls(ngx_http_llm_engine_t *engine,
 static ngx_int_t ngx_http_llm_lane_submits(ngx_http_llm_engine_t *engine,
     char *err);
 static ngx_int_t ngx_http_llm_lane_piece(ngx_http_llm_seq_t *seq, char *err);
+static int64_t ngx_http_llm_lane_room(ngx_http_llm_engine_t *engine,
+    uint64_t need, char *err);
+static void ngx_http_llm_lane_request(ngx_http_llm_choice_t *choice,
+    uint64_t body_size, chan_submit_t *submit);
 static void ngx_http_llm_lane_sent(ngx_http_llm_choice_t *choice);
 static ngx_int_t ngx_http_llm_lane_wait(ngx_http_llm_engine_t *engine,
     uint64_t need, char *err);
@@ -403,12 +407,11 @@ ngx_http_llm_lane_piece(ngx_http_llm_seq_t *seq, char *err)
 {
     int                     rc, n;
     int64_t                 room;
-    uint64_t                all, fixed, left, size, part, reserve, need;
+    uint64_t                all, fixed, left, size, part, reserve;
     struct iovec            iov[4];
     chan_more_t             more;
     chan_record_t           rec;
     chan_submit_t           submit;
-    ngx_http_llm_route_t   *route;
     ngx_http_llm_prompt_t  *prompt;
     ngx_http_llm_engine_t  *engine;
     ngx_http_llm_choice_t  *choice;
@@ -422,35 +425,13 @@ ngx_http_llm_lane_piece(ngx_http_llm_seq_t *seq, char *err)
     all = prompt->body.size + choice->tail.size;
     left = all - seq->sent;
     reserve = (engine->inflight + !seq->submitted) * CHAN_REQUEST_RESERVE;
-    need = fixed + ngx_min(left, NGX_HTTP_LLM_PIECE_MIN) + reserve;
 
-    room = chan_ring_room(&engine->lane.out, err);
-
+    room = ngx_http_llm_lane_room(engine,
+                                  fixed + reserve
+                                  + ngx_min(left, NGX_HTTP_LLM_PIECE_MIN),
+                                  err);
     if (room < 0) {
-        return NGX_ERROR;
-    }
-
-    if ((uint64_t) room < need) {
-
-        /* Beyond the whole ring only fewer requests in flight can help. */
-
-        if (need > engine->lane.out.size) {
-            return NGX_AGAIN;
-        }
-
-        if (ngx_http_llm_lane_wait(engine, need, err) != NGX_OK) {
-            return NGX_ERROR;
-        }
-
-        room = chan_ring_room(&engine->lane.out, err);
-
-        if (room < 0) {
-            return NGX_ERROR;
-        }
-
-        if ((uint64_t) room < need) {
-            return NGX_AGAIN;
-        }
+        return (ngx_int_t) room;
     }
 
     size = ngx_min(left, (uint64_t) room - reserve - fixed);
@@ -469,19 +450,7 @@ ngx_http_llm_lane_piece(ngx_http_llm_seq_t *seq, char *err)
         iov[1].iov_len = sizeof(chan_more_t);
 
     } else {
-        submit = choice->ctx->params.submit;
-        submit.body_size = all;
-        submit.seed = choice->seed;
-
-        ngx_http_llm_resume_submit(choice, &submit);
-
-        if (choice->ctx->routes != NULL) {
-            route = &choice->ctx->routes[choice->index
-                                         / choice->ctx->params.n];
-            submit.rank_hint = route->rank;
-            submit.rank_epoch = route->epoch;
-        }
-
+        ngx_http_llm_lane_request(choice, all, &submit);
         iov[1].iov_base = &submit;
         iov[1].iov_len = sizeof(chan_submit_t);
     }
@@ -519,6 +488,67 @@ ngx_http_llm_lane_piece(ngx_http_llm_seq_t *seq, char *err)
     }
 
     return NGX_OK;
+}
+
+
+/* At least `need` bytes of the ring; NGX_AGAIN; NGX_ERROR. */
+
+static int64_t
+ngx_http_llm_lane_room(ngx_http_llm_engine_t *engine, uint64_t need,
+    char *err)
+{
+    int64_t  room;
+
+    room = chan_ring_room(&engine->lane.out, err);
+
+    if (room < 0) {
+        return NGX_ERROR;
+    }
+
+    if ((uint64_t) room >= need) {
+        return room;
+    }
+
+    /* Beyond the whole ring only fewer requests in flight can help. */
+
+    if (need > engine->lane.out.size) {
+        return NGX_AGAIN;
+    }
+
+    if (ngx_http_llm_lane_wait(engine, need, err) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    room = chan_ring_room(&engine->lane.out, err);
+
+    if (room < 0) {
+        return NGX_ERROR;
+    }
+
+    return (uint64_t) room >= need ? room : NGX_AGAIN;
+}
+
+
+static void
+ngx_http_llm_lane_request(ngx_http_llm_choice_t *choice, uint64_t body_size,
+    chan_submit_t *submit)
+{
+    ngx_http_llm_ctx_t    *ctx;
+    ngx_http_llm_route_t  *route;
+
+    ctx = choice->ctx;
+
+    *submit = ctx->params.submit;
+    submit->body_size = body_size;
+    submit->seed = choice->seed;
+
+    ngx_http_llm_resume_submit(choice, submit);
+
+    if (ctx->routes != NULL) {
+        route = &ctx->routes[choice->index / ctx->params.n];
+        submit->rank_hint = route->rank;
+        submit->rank_epoch = route->epoch;
+    }
 }
 
 

@@ -13,6 +13,10 @@
 static ngx_int_t ngx_http_llm_params_unsupported(
     ngx_http_llm_params_t *params, const cJSON *const *f,
     ngx_http_llm_error_t *err);
+static ngx_int_t ngx_http_llm_params_format(const cJSON *v,
+    ngx_http_llm_error_t *err);
+static ngx_int_t ngx_http_llm_params_modalities(const cJSON *v,
+    ngx_http_llm_error_t *err);
 static ngx_int_t ngx_http_llm_params_model(ngx_http_llm_params_t *params,
     const cJSON *const *f, ngx_http_llm_error_t *err);
 static ngx_int_t ngx_http_llm_params_stream(ngx_http_llm_params_t *params,
@@ -211,44 +215,60 @@ ngx_http_llm_params_unsupported(ngx_http_llm_params_t *params,
                                       "'tool_choice' is not supported.");
     }
 
-    v = f[NGX_HTTP_LLM_F_RESPONSE_FORMAT];
-
-    if (!ngx_http_llm_json_absent(v)) {
-        v = cJSON_IsObject(v) ? cJSON_GetObjectItemCaseSensitive(v, "type")
-                              : NULL;
-
-        if (v == NULL || !cJSON_IsString(v)) {
-            return ngx_http_llm_error_invalid(err, "response_format",
-                                              "'response_format' must be an "
-                                              "object with a type.");
-        }
-
-        if (strcmp(v->valuestring, "text") != 0) {
-            return ngx_http_llm_error_set(err, 400, "unsupported_parameter",
-                                          "response_format",
-                                          "'response_format' of type '%.64s' "
-                                          "is not supported.",
-                                          v->valuestring);
-        }
+    if (ngx_http_llm_params_format(f[NGX_HTTP_LLM_F_RESPONSE_FORMAT], err)
+        != NGX_OK)
+    {
+        return NGX_ERROR;
     }
 
-    v = f[NGX_HTTP_LLM_F_MODALITIES];
+    return ngx_http_llm_params_modalities(f[NGX_HTTP_LLM_F_MODALITIES], err);
+}
 
-    if (!ngx_http_llm_json_absent(v)) {
 
-        if (!cJSON_IsArray(v)) {
-            return ngx_http_llm_error_invalid(err, "modalities",
-                                              "'modalities' must be a list.");
-        }
+static ngx_int_t
+ngx_http_llm_params_format(const cJSON *v, ngx_http_llm_error_t *err)
+{
+    if (ngx_http_llm_json_absent(v)) {
+        return NGX_OK;
+    }
 
-        for (v = v->child; v != NULL; v = v->next) {
-            if (!cJSON_IsString(v) || strcmp(v->valuestring, "text") != 0) {
-                return ngx_http_llm_error_set(err, 400,
-                                              "unsupported_parameter",
-                                              "modalities", "'modalities' "
-                                              "other than text are not "
-                                              "supported.");
-            }
+    v = cJSON_IsObject(v) ? cJSON_GetObjectItemCaseSensitive(v, "type")
+                          : NULL;
+
+    if (v == NULL || !cJSON_IsString(v)) {
+        return ngx_http_llm_error_invalid(err, "response_format",
+                                          "'response_format' must be an "
+                                          "object with a type.");
+    }
+
+    if (strcmp(v->valuestring, "text") != 0) {
+        return ngx_http_llm_error_set(err, 400, "unsupported_parameter",
+                                      "response_format",
+                                      "'response_format' of type '%.64s' "
+                                      "is not supported.", v->valuestring);
+    }
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_llm_params_modalities(const cJSON *v, ngx_http_llm_error_t *err)
+{
+    if (ngx_http_llm_json_absent(v)) {
+        return NGX_OK;
+    }
+
+    if (!cJSON_IsArray(v)) {
+        return ngx_http_llm_error_invalid(err, "modalities",
+                                          "'modalities' must be a list.");
+    }
+
+    for (v = v->child; v != NULL; v = v->next) {
+        if (!cJSON_IsString(v) || strcmp(v->valuestring, "text") != 0) {
+            return ngx_http_llm_error_set(err, 400, "unsupported_parameter",
+                                          "modalities", "'modalities' other "
+                                          "than text are not supported.");
         }
     }
 

@@ -9,6 +9,8 @@
 #include "ngx_http_llm_module.h"
 
 
+static ngx_int_t ngx_http_llm_render_head(ngx_http_llm_ctx_t *ctx,
+    ngx_http_llm_writer_t *w);
 static void ngx_http_llm_render_chat(ngx_http_llm_choice_t *choice,
     const chan_delta_view_t *view, ngx_uint_t logprobs);
 static void ngx_http_llm_render_text(ngx_http_llm_choice_t *choice,
@@ -28,73 +30,25 @@ static void ngx_http_llm_render_usage(ngx_http_llm_ctx_t *ctx);
 ngx_int_t
 ngx_http_llm_render_init(ngx_http_llm_ctx_t *ctx)
 {
-    u_char                     *p;
-    size_t                      len;
-    ngx_uint_t                  i, j, chat;
-    ngx_chain_t                *cl;
-    ngx_http_request_t         *r;
-    ngx_http_llm_writer_t       w, *kept;
-    ngx_http_variable_value_t  *vv;
-    ngx_http_llm_main_conf_t   *lmcf;
+    u_char                 *p;
+    ngx_uint_t              i, j;
+    ngx_chain_t            *cl;
+    ngx_http_request_t     *r;
+    ngx_http_llm_writer_t   w, *kept;
 
     r = ctx->request;
-    chat = ctx->params.endpoint == CHAN_CHAT;
 
-    lmcf = ngx_http_get_module_main_conf(r, ngx_http_llm_module);
-
-    vv = ngx_http_get_indexed_variable(r, lmcf->request_id);
-
-    if (vv == NULL || vv->not_found) {
+    if (ngx_http_llm_render_head(ctx, &w) != NGX_OK) {
         return NGX_ERROR;
     }
 
-    ngx_http_llm_writer_init(&w, r->pool, NGX_HTTP_LLM_BLOCK_SMALL);
-
-    if (ctx->params.stream) {
-        ngx_http_llm_put_literal(&w, "data: ");
-    }
-
-    ngx_http_llm_put_literal(&w, "{\"id\":\"");
-
-    if (chat) {
-        ngx_http_llm_put_literal(&w, "chatcmpl-");
-
-    } else {
-        ngx_http_llm_put_literal(&w, "cmpl-");
-    }
-
-    ngx_http_llm_put(&w, vv->data, vv->len);
-    ngx_http_llm_put_literal(&w, "\",\"object\":\"");
-
-    if (!chat) {
-        ngx_http_llm_put_literal(&w, "text_completion");
-
-    } else if (ctx->params.stream) {
-        ngx_http_llm_put_literal(&w, "chat.completion.chunk");
-
-    } else {
-        ngx_http_llm_put_literal(&w, "chat.completion");
-    }
-
-    ngx_http_llm_put_literal(&w, "\",\"created\":");
-    ngx_http_llm_put_uint(&w, ngx_time());
-    ngx_http_llm_put_literal(&w, ",\"model\":\"");
-    ngx_http_llm_put_json(&w, ctx->params.model,
-                          ngx_strlen(ctx->params.model));
-    ngx_http_llm_put_literal(&w, "\",\"choices\":[");
-
-    if (w.failed) {
-        return NGX_ERROR;
-    }
-
-    len = w.size;
-    p = ngx_pnalloc(r->pool, len);
+    p = ngx_pnalloc(r->pool, w.size);
     if (p == NULL) {
         return NGX_ERROR;
     }
 
     ctx->head.data = p;
-    ctx->head.len = len;
+    ctx->head.len = w.size;
 
     for (cl = w.first; cl != NULL; cl = cl->next) {
         p = ngx_cpymem(p, cl->buf->pos, cl->buf->last - cl->buf->pos);
@@ -123,6 +77,66 @@ ngx_http_llm_render_init(ngx_http_llm_ctx_t *ctx)
     }
 
     return NGX_OK;
+}
+
+
+/* What all chunks of an answer begin with. */
+
+static ngx_int_t
+ngx_http_llm_render_head(ngx_http_llm_ctx_t *ctx, ngx_http_llm_writer_t *w)
+{
+    ngx_uint_t                  chat;
+    ngx_http_request_t         *r;
+    ngx_http_variable_value_t  *vv;
+    ngx_http_llm_main_conf_t   *lmcf;
+
+    r = ctx->request;
+    chat = ctx->params.endpoint == CHAN_CHAT;
+
+    lmcf = ngx_http_get_module_main_conf(r, ngx_http_llm_module);
+
+    vv = ngx_http_get_indexed_variable(r, lmcf->request_id);
+
+    if (vv == NULL || vv->not_found) {
+        return NGX_ERROR;
+    }
+
+    ngx_http_llm_writer_init(w, r->pool, NGX_HTTP_LLM_BLOCK_SMALL);
+
+    if (ctx->params.stream) {
+        ngx_http_llm_put_literal(w, "data: ");
+    }
+
+    ngx_http_llm_put_literal(w, "{\"id\":\"");
+
+    if (chat) {
+        ngx_http_llm_put_literal(w, "chatcmpl-");
+
+    } else {
+        ngx_http_llm_put_literal(w, "cmpl-");
+    }
+
+    ngx_http_llm_put(w, vv->data, vv->len);
+    ngx_http_llm_put_literal(w, "\",\"object\":\"");
+
+    if (!chat) {
+        ngx_http_llm_put_literal(w, "text_completion");
+
+    } else if (ctx->params.stream) {
+        ngx_http_llm_put_literal(w, "chat.completion.chunk");
+
+    } else {
+        ngx_http_llm_put_literal(w, "chat.completion");
+    }
+
+    ngx_http_llm_put_literal(w, "\",\"created\":");
+    ngx_http_llm_put_uint(w, ngx_time());
+    ngx_http_llm_put_literal(w, ",\"model\":\"");
+    ngx_http_llm_put_json(w, ctx->params.model,
+                          ngx_strlen(ctx->params.model));
+    ngx_http_llm_put_literal(w, "\",\"choices\":[");
+
+    return w->failed ? NGX_ERROR : NGX_OK;
 }
 
 

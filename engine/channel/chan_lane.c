@@ -18,6 +18,8 @@
 #define CHAN_LANE_SEALS  (F_SEAL_SHRINK|F_SEAL_GROW|F_SEAL_SEAL)
 
 
+static int chan_lane_sealed(int fd, const chan_welcome_t *welcome,
+    char *err);
 static int chan_lane_map(chan_lane_t *lane, uint64_t sub_size,
     uint64_t ev_size, char *err);
 static void chan_lane_rings(chan_lane_t *lane, chan_ring_t *sub,
@@ -124,8 +126,6 @@ int
 chan_lane_open(chan_lane_t *lane, const chan_welcome_t *welcome, int lane_fd,
     int bell_engine, int bell_worker, char *err)
 {
-    int               seals;
-    struct stat       st;
     chan_lane_head_t  head;
 
     chan_lane_init(lane);
@@ -143,31 +143,7 @@ chan_lane_open(chan_lane_t *lane, const chan_welcome_t *welcome, int lane_fd,
         goto failed;
     }
 
-    seals = fcntl(lane_fd, F_GET_SEALS);
-
-    if (seals == -1) {
-        (void) chan_fail(err, "lane is not a memory file: %m");
-        goto failed;
-    }
-
-    if ((seals & CHAN_LANE_SEALS) != CHAN_LANE_SEALS) {
-        (void) chan_fail(err, "lane is not sealed against resizing "
-                         "(seals 0x%x)", (unsigned) seals);
-        goto failed;
-    }
-
-    if (fstat(lane_fd, &st) == -1) {
-        (void) chan_fail(err, "fstat() of a lane failed: %m");
-        goto failed;
-    }
-
-    if ((uint64_t) st.st_size
-        != CHAN_LANE_DATA + welcome->sub_size + welcome->ev_size)
-    {
-        (void) chan_fail(err, "lane has %llu bytes instead of %llu",
-                         (unsigned long long) st.st_size,
-                         (unsigned long long) (CHAN_LANE_DATA
-                         + welcome->sub_size + welcome->ev_size));
+    if (chan_lane_sealed(lane_fd, welcome, err) != CHAN_OK) {
         goto failed;
     }
 
@@ -210,6 +186,42 @@ failed:
     chan_lane_close(lane);
 
     return CHAN_ERROR;
+}
+
+
+/* A memory file is safe to map only where nobody can make it shorter. */
+
+static int
+chan_lane_sealed(int fd, const chan_welcome_t *welcome, char *err)
+{
+    int          seals;
+    uint64_t     size;
+    struct stat  st;
+
+    seals = fcntl(fd, F_GET_SEALS);
+
+    if (seals == -1) {
+        return chan_fail(err, "lane is not a memory file: %m");
+    }
+
+    if ((seals & CHAN_LANE_SEALS) != CHAN_LANE_SEALS) {
+        return chan_fail(err, "lane is not sealed against resizing "
+                         "(seals 0x%x)", (unsigned) seals);
+    }
+
+    if (fstat(fd, &st) == -1) {
+        return chan_fail(err, "fstat() of a lane failed: %m");
+    }
+
+    size = CHAN_LANE_DATA + welcome->sub_size + welcome->ev_size;
+
+    if ((uint64_t) st.st_size != size) {
+        return chan_fail(err, "lane has %llu bytes instead of %llu",
+                         (unsigned long long) st.st_size,
+                         (unsigned long long) size);
+    }
+
+    return CHAN_OK;
 }
 
 

@@ -20,6 +20,9 @@
 #define CLI_COPY_MAX  (UINT64_C(2) << 30)
 
 
+static int cli_stack_files(cli_stack_t *st, const cli_engine_t *cli,
+    int tokenizer, char *err);
+static uint64_t cli_stack_fingerprint(const cli_stack_t *st);
 static uint32_t cli_kv_blocks(cli_stack_t *st, const cli_engine_t *cli,
     char *err);
 static int cli_device(cli_stack_t *st, const cli_engine_t *cli,
@@ -48,43 +51,10 @@ int
 cli_stack_open(cli_stack_t *st, const cli_engine_t *cli, int tokenizer,
     char *err)
 {
-    size_t                 n;
-    uint64_t               all[3];
-    const model_config_t  *conf;
-
     memset(st, 0, sizeof(cli_stack_t));
 
-    st->model = model_open(cli->model, err);
-    if (st->model == NULL) {
+    if (cli_stack_files(st, cli, tokenizer, err) != 0) {
         goto failed;
-    }
-
-    conf = model_config(st->model);
-
-    if (cli->speculate > 0 && conf->mtp_layers == 0) {
-        snprintf(err, ERR_LEN, "--speculate: %.300s has no multi-token "
-                 "prediction layer to guess with", cli->model);
-        goto failed;
-    }
-
-    if (tokenizer) {
-        st->tok = tok_open(cli->model, err);
-
-        if (st->tok == NULL || tok_fits(st->tok, conf->vocab, err) != 0) {
-            goto failed;
-        }
-    }
-
-    st->max_context = conf->max_context;
-
-    if (cli->max_context > st->max_context) {
-        snprintf(err, ERR_LEN, "--max-context: \"%u\" is more than the "
-                 "model's %u", cli->max_context, st->max_context);
-        goto failed;
-    }
-
-    if (cli->max_context != 0) {
-        st->max_context = cli->max_context;
     }
 
     cli_ranks_options(cli, &st->opt);
@@ -97,11 +67,7 @@ cli_stack_open(cli_stack_t *st, const cli_engine_t *cli, int tokenizer,
         goto failed;
     }
 
-    all[0] = model_fingerprint(st->model);
-    all[1] = st->tok != NULL ? tok_fingerprint(st->tok) : 0;
-    all[2] = st->opt.weights | (uint64_t) st->opt.kv << 32;
-    n = (all[2] == BE_F32) ? 2 : 3;
-    st->fingerprint = XXH3_64bits(all, n * sizeof(all[0])) | 1;
+    st->fingerprint = cli_stack_fingerprint(st);
 
     st->opt.mtp = cli->speculate > 0;
     st->opt.max_rows = sched_max_rows(cli->max_batch, cli->prefill_chunk,
@@ -164,6 +130,68 @@ failed:
     cli_stack_close(st);
 
     return -1;
+}
+
+
+/* Model and tokenizer, and what they allow. */
+
+static int
+cli_stack_files(cli_stack_t *st, const cli_engine_t *cli, int tokenizer,
+    char *err)
+{
+    const model_config_t  *conf;
+
+    st->model = model_open(cli->model, err);
+    if (st->model == NULL) {
+        return -1;
+    }
+
+    conf = model_config(st->model);
+
+    if (cli->speculate > 0 && conf->mtp_layers == 0) {
+        snprintf(err, ERR_LEN, "--speculate: %.300s has no multi-token "
+                 "prediction layer to guess with", cli->model);
+        return -1;
+    }
+
+    if (tokenizer) {
+        st->tok = tok_open(cli->model, err);
+
+        if (st->tok == NULL || tok_fits(st->tok, conf->vocab, err) != 0) {
+            return -1;
+        }
+    }
+
+    st->max_context = conf->max_context;
+
+    if (cli->max_context > st->max_context) {
+        snprintf(err, ERR_LEN, "--max-context: \"%u\" is more than the "
+                 "model's %u", cli->max_context, st->max_context);
+        return -1;
+    }
+
+    if (cli->max_context != 0) {
+        st->max_context = cli->max_context;
+    }
+
+    return 0;
+}
+
+
+/* Of all that changes an answer. */
+
+static uint64_t
+cli_stack_fingerprint(const cli_stack_t *st)
+{
+    size_t    n;
+    uint64_t  all[3];
+
+    all[0] = model_fingerprint(st->model);
+    all[1] = st->tok != NULL ? tok_fingerprint(st->tok) : 0;
+    all[2] = st->opt.weights | (uint64_t) st->opt.kv << 32;
+    n = (all[2] == BE_F32) ? 2 : 3;
+
+    return XXH3_64bits(all, n * sizeof(all[0])) | 1;
 }
 
 

@@ -23,6 +23,10 @@ static void *serve_intake_main(void *data);
 static serve_req_t *serve_take(serve_req_t **first, serve_req_t ***last);
 static void serve_intake_run(serve_req_t *r);
 static int serve_parse(serve_req_t *r, serve_body_t *b, serve_fault_t *f);
+static int serve_section(serve_req_t *r, serve_body_t *b,
+    const chan_section_t *sec, serve_fault_t *f);
+static int serve_message(serve_body_t *b, const chan_section_t *sec,
+    serve_fault_t *f);
 static int serve_bias(serve_req_t *r, serve_body_t *b,
     const chan_section_t *sec, serve_fault_t *f);
 static int serve_streams(serve_req_t *r, serve_body_t *b, int reasoning,
@@ -30,6 +34,10 @@ static int serve_streams(serve_req_t *r, serve_body_t *b, int reasoning,
 static void serve_tenant(const serve_body_t *b, uint64_t tenant[2]);
 static int serve_hand_over(serve_req_t *r, serve_body_t *b, tok_ids_t *ids,
     uint32_t max_tokens, serve_fault_t *f);
+static int serve_ids(serve_req_t *r, const serve_body_t *b,
+    const tok_ids_t *ids, sched_request_t *q, serve_fault_t *f);
+static void serve_request(serve_req_t *r, const serve_body_t *b,
+    sched_request_t *q);
 
 
 int
@@ -264,9 +272,9 @@ serve_intake_run(serve_req_t *r)
 static int
 serve_parse(serve_req_t *r, serve_body_t *b, serve_fault_t *f)
 {
-    char              err[CHAN_ERR_LEN];
-    size_t            off, n;
-    chan_section_t    sec;
+    char            err[CHAN_ERR_LEN];
+    size_t          off, n;
+    chan_section_t  sec;
 
     if (r->submit.fingerprint != 0
         && r->submit.fingerprint != r->serve->opt.fingerprint)
@@ -294,67 +302,84 @@ serve_parse(serve_req_t *r, serve_body_t *b, serve_fault_t *f)
     off = 0;
 
     while (chan_body_next(r->body, r->body_got, &off, &sec) == CHAN_OK) {
-
-        switch (sec.kind) {
-
-        case CHAN_SEC_MESSAGE:
-            if (sec.role == CHAN_ROLE_TOOL) {
-                return serve_fault(f, CHAN_E_INVALID, "messages",
-                                   "messages of tools are not supported");
-            }
-
-            b->message[b->n_messages].role =
-                sec.role == CHAN_ROLE_SYSTEM ? TOK_ROLE_SYSTEM
-                : sec.role == CHAN_ROLE_USER ? TOK_ROLE_USER
-                : TOK_ROLE_ASSISTANT;
-            b->message[b->n_messages].content = (const char *) sec.data;
-            b->message[b->n_messages].len = sec.size;
-            b->n_messages++;
-            break;
-
-        case CHAN_SEC_TEXT:
-            b->text = (const char *) sec.data;
-            b->text_len = sec.size;
-            break;
-
-        case CHAN_SEC_IDS:
-            b->ids = (const int32_t *) sec.data;
-            b->n_ids = sec.size / sizeof(int32_t);
-            b->has_ids = 1;
-            break;
-
-        case CHAN_SEC_STOP:
-            if (b->n_stops < CHAN_STOP_MAX) {
-                b->stop[b->n_stops].text = (const char *) sec.data;
-                b->stop[b->n_stops++].len = sec.size;
-            }
-            break;
-
-        case CHAN_SEC_BIAS:
-            if (serve_bias(r, b, &sec, f) != 0) {
-                return -1;
-            }
-            break;
-
-        case CHAN_SEC_RESUME_IDS:
-            b->resume = (const int32_t *) sec.data;
-            b->n_resume = sec.size / sizeof(int32_t);
-            break;
-
-        case CHAN_SEC_TENANT:
-            b->tenant = sec.data;
-            b->n_tenant = sec.size;
-            break;
-
-        case CHAN_SEC_TAGS:
-            b->tag = (const chan_tag_t *) sec.data;
-            b->n_tags = (uint32_t) (sec.size / sizeof(chan_tag_t));
-            break;
-
-        default:
-            break;
+        if (serve_section(r, b, &sec, f) != 0) {
+            return -1;
         }
     }
+
+    return 0;
+}
+
+
+static int
+serve_section(serve_req_t *r, serve_body_t *b, const chan_section_t *sec,
+    serve_fault_t *f)
+{
+    switch (sec->kind) {
+
+    case CHAN_SEC_MESSAGE:
+        return serve_message(b, sec, f);
+
+    case CHAN_SEC_TEXT:
+        b->text = (const char *) sec->data;
+        b->text_len = sec->size;
+        break;
+
+    case CHAN_SEC_IDS:
+        b->ids = (const int32_t *) sec->data;
+        b->n_ids = sec->size / sizeof(int32_t);
+        b->has_ids = 1;
+        break;
+
+    case CHAN_SEC_STOP:
+        if (b->n_stops < CHAN_STOP_MAX) {
+            b->stop[b->n_stops].text = (const char *) sec->data;
+            b->stop[b->n_stops++].len = sec->size;
+        }
+        break;
+
+    case CHAN_SEC_BIAS:
+        return serve_bias(r, b, sec, f);
+
+    case CHAN_SEC_RESUME_IDS:
+        b->resume = (const int32_t *) sec->data;
+        b->n_resume = sec->size / sizeof(int32_t);
+        break;
+
+    case CHAN_SEC_TENANT:
+        b->tenant = sec->data;
+        b->n_tenant = sec->size;
+        break;
+
+    case CHAN_SEC_TAGS:
+        b->tag = (const chan_tag_t *) sec->data;
+        b->n_tags = (uint32_t) (sec->size / sizeof(chan_tag_t));
+        break;
+
+    default:
+        break;
+    }
+
+    return 0;
+}
+
+
+static int
+serve_message(serve_body_t *b, const chan_section_t *sec, serve_fault_t *f)
+{
+    tok_message_t  *m;
+
+    if (sec->role == CHAN_ROLE_TOOL) {
+        return serve_fault(f, CHAN_E_INVALID, "messages",
+                           "messages of tools are not supported");
+    }
+
+    m = &b->message[b->n_messages++];
+    m->role = sec->role == CHAN_ROLE_SYSTEM ? TOK_ROLE_SYSTEM
+              : sec->role == CHAN_ROLE_USER ? TOK_ROLE_USER
+              : TOK_ROLE_ASSISTANT;
+    m->content = (const char *) sec->data;
+    m->len = sec->size;
 
     return 0;
 }
@@ -458,88 +483,23 @@ static int
 serve_hand_over(serve_req_t *r, serve_body_t *b, tok_ids_t *ids,
     uint32_t max_tokens, serve_fault_t *f)
 {
-    int                    ended;
-    int32_t               *id;
-    size_t                 i;
-    sched_request_t        q;
-    const chan_submit_t   *p;
+    sched_request_t  q;
 
-    p = &r->submit;
-    ended = 0;
-
-    if ((p->flags & CHAN_F_SEED) == 0
+    if ((r->submit.flags & CHAN_F_SEED) == 0
         && getrandom(&r->submit.seed, sizeof(uint64_t), 0)
            != sizeof(uint64_t))
     {
         r->submit.seed = r->submitted_us;
     }
 
-    for (i = 0; i < b->n_resume; i++) {
-        if (b->resume[i] < 0
-            || (uint32_t) b->resume[i] >= r->serve->opt.sched.vocab)
-        {
-            return serve_fault(f, CHAN_E_INVALID, "",
-                               "token id %d cannot be resumed from",
-                               (int) b->resume[i]);
-        }
-    }
-
-    id = malloc((ids->n + b->n_resume) * sizeof(int32_t));
-    if (id == NULL) {
-        return serve_fault(f, CHAN_E_INTERNAL, "", "no memory");
-    }
-
-    memcpy(id, ids->id, ids->n * sizeof(int32_t));
-
-    if (b->n_resume > 0) {
-        memcpy(id + ids->n, b->resume, b->n_resume * sizeof(int32_t));
-        r->suppress = p->resume_bytes;
-
-        ended = serve_replay(r, b->resume, (uint32_t) b->n_resume);
-
-        if (ended < 0) {
-            free(id);
-            return serve_fault(f, CHAN_E_INVALID, "",
-                               "the ids to resume from do not go on");
-        }
-    }
-
-    memset(&q, 0, sizeof(q));
-    q.data = r;
-    q.ids = id;
-    q.n_prompt = (uint32_t) ids->n;
-    q.n_output = (uint32_t) b->n_resume;
-    q.ended = ended;
+    serve_request(r, b, &q);
     q.max_tokens = max_tokens;
-    q.params.temperature = (p->flags & CHAN_F_OWN_T)
-                           ? r->serve->opt.temperature : p->temperature;
-    q.params.top_p = (p->flags & CHAN_F_OWN_TOP_P)
-                     ? r->serve->opt.top_p : p->top_p;
-    q.params.min_p = p->min_p;
-    q.params.top_k = p->top_k;
-    q.params.repetition_penalty = p->repetition_penalty;
-    q.params.presence_penalty = p->presence_penalty;
-    q.params.frequency_penalty = p->frequency_penalty;
-    q.params.seed = p->seed;
-    q.params.bias = b->bias;
-    q.params.n_bias = b->n_bias;
-    q.logprobs = (p->flags & CHAN_F_LOGPROBS) != 0;
-    q.n_top = p->top_logprobs < SCHED_TOP_MAX ? p->top_logprobs
-              : SCHED_TOP_MAX;
-    q.echo = r->has_echo;
+
+    if (serve_ids(r, b, ids, &q, f) != 0) {
+        return -1;
+    }
+
     r->echo_left = q.n_prompt;
-    q.ignore_eos = (p->flags & CHAN_F_IGNORE_EOS) != 0;
-    q.priority = p->priority;
-    q.rank_hint = p->rank_hint;
-    q.rank_epoch = p->rank_epoch;
-    q.queue_max = p->queue_max;
-    q.submitted_us = r->submitted_us;
-    q.queue_us = (uint64_t) p->queue_timeout * 1000;
-    q.deadline_us = (uint64_t) p->deadline * 1000;
-    q.hold = &r->lane->hold;
-    serve_tenant(b, q.tenant);
-    q.tags = b->tags;
-    q.n_tags = b->n_tags;
 
     free(r->body);
     r->body = NULL;
@@ -569,4 +529,94 @@ serve_hand_over(serve_req_t *r, serve_body_t *b, tok_ids_t *ids,
     pthread_mutex_unlock(&r->lock);
 
     return 0;
+}
+
+
+/* The prompt's ids and those to resume from behind them, for the scheduler. */
+
+static int
+serve_ids(serve_req_t *r, const serve_body_t *b, const tok_ids_t *ids,
+    sched_request_t *q, serve_fault_t *f)
+{
+    size_t    i;
+    int32_t  *id;
+
+    for (i = 0; i < b->n_resume; i++) {
+        if (b->resume[i] < 0
+            || (uint32_t) b->resume[i] >= r->serve->opt.sched.vocab)
+        {
+            return serve_fault(f, CHAN_E_INVALID, "",
+                               "token id %d cannot be resumed from",
+                               (int) b->resume[i]);
+        }
+    }
+
+    id = malloc((ids->n + b->n_resume) * sizeof(int32_t));
+    if (id == NULL) {
+        return serve_fault(f, CHAN_E_INTERNAL, "", "no memory");
+    }
+
+    memcpy(id, ids->id, ids->n * sizeof(int32_t));
+
+    if (b->n_resume > 0) {
+        memcpy(id + ids->n, b->resume, b->n_resume * sizeof(int32_t));
+        r->suppress = r->submit.resume_bytes;
+
+        q->ended = serve_replay(r, b->resume, (uint32_t) b->n_resume);
+
+        if (q->ended < 0) {
+            free(id);
+            return serve_fault(f, CHAN_E_INVALID, "",
+                               "the ids to resume from do not go on");
+        }
+    }
+
+    q->ids = id;
+    q->n_prompt = (uint32_t) ids->n;
+    q->n_output = (uint32_t) b->n_resume;
+
+    return 0;
+}
+
+
+/* What was asked for, but the ids. */
+
+static void
+serve_request(serve_req_t *r, const serve_body_t *b, sched_request_t *q)
+{
+    const chan_submit_t    *p;
+    const serve_options_t  *opt;
+
+    p = &r->submit;
+    opt = &r->serve->opt;
+
+    memset(q, 0, sizeof(*q));
+    q->data = r;
+    q->params.temperature = (p->flags & CHAN_F_OWN_T) ? opt->temperature
+                                                      : p->temperature;
+    q->params.top_p = (p->flags & CHAN_F_OWN_TOP_P) ? opt->top_p : p->top_p;
+    q->params.min_p = p->min_p;
+    q->params.top_k = p->top_k;
+    q->params.repetition_penalty = p->repetition_penalty;
+    q->params.presence_penalty = p->presence_penalty;
+    q->params.frequency_penalty = p->frequency_penalty;
+    q->params.seed = p->seed;
+    q->params.bias = b->bias;
+    q->params.n_bias = b->n_bias;
+    q->logprobs = (p->flags & CHAN_F_LOGPROBS) != 0;
+    q->n_top = p->top_logprobs < SCHED_TOP_MAX ? p->top_logprobs
+                                               : SCHED_TOP_MAX;
+    q->echo = r->has_echo;
+    q->ignore_eos = (p->flags & CHAN_F_IGNORE_EOS) != 0;
+    q->priority = p->priority;
+    q->rank_hint = p->rank_hint;
+    q->rank_epoch = p->rank_epoch;
+    q->queue_max = p->queue_max;
+    q->submitted_us = r->submitted_us;
+    q->queue_us = (uint64_t) p->queue_timeout * 1000;
+    q->deadline_us = (uint64_t) p->deadline * 1000;
+    q->hold = &r->lane->hold;
+    serve_tenant(b, q->tenant);
+    q->tags = b->tags;
+    q->n_tags = b->n_tags;
 }

@@ -22,6 +22,8 @@ typedef struct {
 
 
 static int report_options(report_t *rep, int argc, char **argv);
+static int report_price(report_t *rep, const char *arg);
+static int report_nodes(report_t *rep, const char *arg);
 static int report_pairs(const char *option, const char *text,
     const char *const *names, ledger_int_t *values, unsigned *seen);
 static int report_format(report_t *rep, const char *text);
@@ -91,12 +93,7 @@ done:
 static int
 report_options(report_t *rep, int argc, char **argv)
 {
-    int           c;
-    unsigned      seen;
-    ledger_int_t  v[REPORT_PAIRS];
-
-    static const char *const  prices[] = { "hit", "miss", "output", NULL };
-    static const char *const  nodes[] = { "mean", "peak", NULL };
+    int  c;
 
     static const struct option  options[] = {
         { "price", required_argument, NULL, 'p' },
@@ -113,40 +110,14 @@ report_options(report_t *rep, int argc, char **argv)
         switch (c) {
 
         case 'p':
-            if (report_pairs("price", optarg, prices, v, &seen) != 0) {
+            if (report_price(rep, optarg) != 0) {
                 return LEDGER_EXIT_USAGE;
             }
 
-            if (seen != 7) {
-                ledger_error("--price \"%s\": hit, miss and output are "
-                             "expected", optarg);
-                return LEDGER_EXIT_USAGE;
-            }
-
-            rep->r.repriced = 1;
-            rep->r.price.hit = (int64_t) v[0];
-            rep->r.price.miss = (int64_t) v[1];
-            rep->r.price.output = (int64_t) v[2];
             break;
 
         case 'n':
-            if (report_pairs("nodes", optarg, nodes, v, &seen) != 0) {
-                return LEDGER_EXIT_USAGE;
-            }
-
-            if (!(seen & 1)) {
-                ledger_error("--nodes \"%s\": mean is expected", optarg);
-                return LEDGER_EXIT_USAGE;
-            }
-
-            rep->r.costed = 1;
-            rep->r.peaked = (seen & 2) != 0;
-            rep->r.nodes_mean = v[0];
-            rep->r.nodes_peak = v[1];
-
-            if (rep->r.peaked && v[1] < v[0]) {
-                ledger_error("--nodes \"%s\": the peak is below the mean",
-                             optarg);
+            if (report_nodes(rep, optarg) != 0) {
                 return LEDGER_EXIT_USAGE;
             }
 
@@ -204,6 +175,64 @@ report_options(report_t *rep, int argc, char **argv)
     }
 
     return -1;
+}
+
+
+static int
+report_price(report_t *rep, const char *arg)
+{
+    unsigned      seen;
+    ledger_int_t  v[REPORT_PAIRS];
+
+    static const char *const  names[] = { "hit", "miss", "output", NULL };
+
+    if (report_pairs("price", arg, names, v, &seen) != 0) {
+        return -1;
+    }
+
+    if (seen != 7) {
+        ledger_error("--price \"%s\": hit, miss and output are expected",
+                     arg);
+        return -1;
+    }
+
+    rep->r.repriced = 1;
+    rep->r.price.hit = (int64_t) v[0];
+    rep->r.price.miss = (int64_t) v[1];
+    rep->r.price.output = (int64_t) v[2];
+
+    return 0;
+}
+
+
+static int
+report_nodes(report_t *rep, const char *arg)
+{
+    unsigned      seen;
+    ledger_int_t  v[REPORT_PAIRS];
+
+    static const char *const  names[] = { "mean", "peak", NULL };
+
+    if (report_pairs("nodes", arg, names, v, &seen) != 0) {
+        return -1;
+    }
+
+    if (!(seen & 1)) {
+        ledger_error("--nodes \"%s\": mean is expected", arg);
+        return -1;
+    }
+
+    rep->r.costed = 1;
+    rep->r.peaked = (seen & 2) != 0;
+    rep->r.nodes_mean = v[0];
+    rep->r.nodes_peak = v[1];
+
+    if (rep->r.peaked && v[1] < v[0]) {
+        ledger_error("--nodes \"%s\": the peak is below the mean", arg);
+        return -1;
+    }
+
+    return 0;
 }
 
 
