@@ -38,14 +38,17 @@ install -m 755 "$build/ngx_http_llm_module.so" "$run/modules/"
 engine=$!
 
 n=0
-until [ -S "$run/run/engine.sock" ]; do
-    if ! kill -0 "$engine" 2>/dev/null || [ $n -ge 600 ]; then
+until "$build/llm-engine" status --socket "$run/run/engine.sock" \
+    >/dev/null 2>&1
+do
+    if ! kill -0 "$engine" 2>/dev/null; then
         engine=
         echo "llm-engine did not start:" >&2
         cat "$run/logs/engine.log" >&2
         exit 1
     fi
     n=$((n + 1))
+    [ $n != 50 ] || echo "loading $model ..."
     sleep 0.1
 done
 
@@ -69,7 +72,8 @@ until curl -sf -o /dev/null "$url/v1/models"; do
     sleep 0.1
 done
 
-body='{"messages":[{"role":"user","content":"'$question'"}],"temperature":0,"stream":true}'
+body='{"messages":[{"role":"user","content":"'$question'"}],'
+body=$body'"temperature":0,"stream":true}'
 
 cat <<TEXT
 
