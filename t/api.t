@@ -89,8 +89,8 @@ for my $c (
     $t->error_ok($r, 404, "POST $c->[0]: error object") if $c->[1] == 404;
 }
 
-for my $uri (qw{ /v1/completions /completions /beta/completions /re/1/completions
-                 /api/v1/completions /exact/v1/completions })
+for my $uri (qw{ /v1/completions /completions /beta/completions
+                 /re/1/completions /api/v1/completions /exact/v1/completions })
 {
     my $r = $t->request('POST', $uri, $text);
     is($r->{json}{object} // $r->{body}, 'text_completion', "POST $uri");

@@ -198,7 +198,8 @@ sub whole {
 for my $way (qw/ v1 tiny single file kept big huge /) {
     whole(raw($long, "/$way/completions"), $way);
 }
-is(scalar(() = glob $t->dir() . '/tmp/body/*'), 1, 'file_only on keeps its file');
+is(scalar(() = glob $t->dir() . '/tmp/body/*'), 1,
+   'file_only on keeps its file');
 unlink glob $t->dir() . '/tmp/body/*';
 
 # Chunks of any size.
@@ -206,7 +207,8 @@ unlink glob $t->dir() . '/tmp/body/*';
 for my $size (1, 7, 1000, 30000) {
     my $text = $size == 1 ? '{"prompt":"a b c"}' : $long;
     my $body = '';
-    $body .= sprintf "%x\r\n%s\r\n", length $_, $_ for $text =~ /(.{1,$size})/gs;
+    $body .= sprintf "%x\r\n%s\r\n", length $_, $_
+        for $text =~ /(.{1,$size})/gs;
     for my $way (qw/ v1 tiny file /) {
         my $r = raw($body . "0\r\n\r\n", "/$way/completions",
                     'Transfer-Encoding' => 'chunked');
@@ -295,7 +297,8 @@ $t->send_request($c, 'POST', '/slow/completions', '{"prompt":',
                  'Content-Length' => 100);
 my $start = time();
 $r = $t->read_response($c, limit => 10);
-ok($r->{status} == 408 || ($r->{error} // '') eq 'closed', 'too slowly: an end');
+ok($r->{status} == 408 || ($r->{error} // '') eq 'closed',
+   'too slowly: an end');
 cmp_ok(time() - $start, '<', 5, 'too slowly: in time');
 is($t->count('submit'), $before, 'too slowly: not submitted');
 

@@ -26,7 +26,8 @@ my ($crt, $key) =
 my $front = $t->read_file("$top/nginx-conf/cluster.conf");
 my $n = 0;
 
-$n += $front =~ s/listen 443 ssl/listen %%LISTEN%%; listen %%LISTEN:https%% ssl/;
+$n += $front
+    =~ s/listen 443 ssl/listen %%LISTEN%%; listen %%LISTEN:https%% ssl/;
 $n += $front =~ s/(ssl_certificate +)\S+;/$1$crt;/;
 $n += $front =~ s/(ssl_certificate_key +)\S+;/$1$key;/;
 $n += $front =~ s/10\.0\.0\.(\d):8080/%%LISTEN:n$1%%/g;

@@ -125,7 +125,9 @@ CONF
 
 my $chat = 'v1/chat/completions';
 
-sub body { +{ messages => [ map { { role => $$_[0], content => $$_[1] } } @_ ] } }
+sub body {
+    return { messages => [ map { { role => $$_[0], content => $$_[1] } } @_ ] };
+}
 
 sub echo {
     my ($body, %opt) = @_;
@@ -193,7 +195,8 @@ is(echo(body(@many, [ 'user', 'z' ])), $k, 'not up to the first user');
 
 # Bodies that say nothing.
 
-for my $case ([ 'no JSON', 'x=1&y=2' ], [ 'an array', '[1]' ], [ 'cut', '{"model":"m"' ],
+for my $case ([ 'no JSON', 'x=1&y=2' ], [ 'an array', '[1]' ],
+              [ 'cut', '{"model":"m"' ],
               [ 'bad UTF-8', "{\"model\":\"\xff\"}" ], [ 'twice',
               '{"model":"a","model":"b"}' ], [ 'empty', '' ],
               [ 'deep', '{"a":' . '[' x 100 . ']' x 100 . '}' ])
@@ -265,8 +268,8 @@ is(join(' ', map { $t->read_response($c)->{body} } 1, 2), 'a| b|', 'pipelined');
 
 my ($h) = $t->h2(uri => '/small/', body => $file);
 is($h->{text}, "m|$k", 'HTTP/2');
-my @h = $t->h2(requests => [ map { { uri => '/echo/', body => { model => "m$_" } } }
-                             1 .. 20 ]);
+my @h = $t->h2(requests => [
+    map { { uri => '/echo/', body => { model => "m$_" } } } 1 .. 20 ]);
 is(join(' ', map { $_->{text} } @h), join(' ', map { "m$_|" } 1 .. 20),
    'HTTP/2: many at once');
 
@@ -284,7 +287,8 @@ for (1 .. 5) {
     close $c->{sock};
 }
 @h = $t->h2(uri => "/nodes/$chat", streams => 5, abort_after => 1, body => {
-    messages => [ { role => 'user', content => 'script: tokens=100 delay=20' } ],
+    messages => [ { role => 'user',
+                    content => 'script: tokens=100 delay=20' } ],
     stream => $true });
 
 # The phases.
@@ -303,10 +307,11 @@ is($t->request('POST', "/limit/$chat", { %$say, model => 'big' })->{status},
 $t->error_ok($t->request('POST', "/limit/$chat", { %$say, model => 'big' },
                          headers => { 'X-Request-Id' => 'limited' }), 503,
              'limit_req by model: the second');
-is($t->request('POST', "/limit/$chat", { %$say, model => 'org/tiny' })->{status},
-   200, 'limit_req by model: another');
+$r = $t->request('POST', "/limit/$chat", { %$say, model => 'org/tiny' });
+is($r->{status}, 200, 'limit_req by model: another');
 is($t->request('POST', "/key/$chat", $say)->{status}, 200, 'by key: the first');
-$t->error_ok($t->request('POST', "/key/$chat", $say), 429, 'by key: the second');
+$t->error_ok($t->request('POST', "/key/$chat", $say), 429,
+             'by key: the second');
 $r = $t->request('POST', "/auth/$chat", { %$say, model => 'big' });
 is("$r->{status} $r->{headers}{'x-auth'}", '200 [big]',
    'auth_request: the subrequest knows');

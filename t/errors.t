@@ -16,7 +16,8 @@ use Time::HiRes qw/ sleep /;
 
 my $t = Test::LLM->new();
 
-$t->write_file('html/custom.html', "custom page\n") if mkdir $t->dir() . '/html';
+mkdir $t->dir() . '/html' or die "html: $!";
+$t->write_file('html/custom.html', "custom page\n");
 $t->engine('scripted');
 $t->nginx(sprintf(<<'CONF', $t->tls()));
     llm_engine e unix:%%%%SOCKET%%%%;
@@ -43,7 +44,11 @@ $t->nginx(sprintf(<<'CONF', $t->tls()));
             limit_req_status 429;
             llm_pass e;
         }
-        location /conn/ { limit_conn conn 1; limit_conn_status 429; llm_pass e; }
+        location /conn/ {
+            limit_conn        conn 1;
+            limit_conn_status 429;
+            llm_pass          e;
+        }
         location /deny/ { deny all; llm_pass e; }
         location /auth401/ { auth_request /check401; llm_pass e; }
         location /auth403/ { auth_request /check403; llm_pass e; }

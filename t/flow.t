@@ -65,7 +65,8 @@ for my $c (@c) {
 is($whole, 50, 'fifty others ended');
 cmp_ok(time() - $start, '<', 4, 'and were not held up');
 
-cmp_ok(rss() - $rss, '<', 16 << 10, 'memory does not grow with the unread (kB)');
+cmp_ok(rss() - $rss, '<', 16 << 10,
+       'memory does not grow with the unread (kB)');
 
 # It reads on.
 

@@ -20,7 +20,8 @@ my $top = Test::LLM::top();
 
 # https.conf, with this machine's ports and paths.
 
-my ($crt, $key) = $t->tls() =~ /ssl_certificate (\S+); ssl_certificate_key (\S+);/;
+my ($crt, $key) = $t->tls()
+    =~ /ssl_certificate (\S+); ssl_certificate_key (\S+);/;
 my $conf = $t->read_file("$top/nginx-conf/https.conf");
 my $dir = $t->dir();
 my $n = 0;
@@ -73,7 +74,8 @@ cmp_ok($h->{end_ms}, '>', 1400, 'HTTP/2: and its last');
 
 my @h = $t->h2(requests => [ map { {
     uri => '/v1/chat/completions',
-    body => chat("tokens=" . (20 + $_) . " delay=" . (1 + $_ % 7)) } } 1 .. 30 ]);
+    body => chat("tokens=" . (20 + $_) . " delay=" . (1 + $_ % 7))
+} } 1 .. 30 ]);
 is(scalar(grep {
     my $want = join ' ', map { "w$_" } 1 .. 20 + $_;
     $t->sse_text($h[$_ - 1]{text}) eq $want
@@ -115,7 +117,8 @@ SKIP: {
     my $show = "-w '\\n%{http_version} %{time_starttransfer} %{time_total}'";
 
     for my $version ('1.1', '2') {
-        my $out = `$curl -skN --http$version --data \@$dir/body.json $show $url`;
+        my $out
+            = `$curl -skN --http$version --data \@$dir/body.json $show $url`;
         my ($v, $first, $total) = $out =~ /\n(\S+) (\S+) (\S+)$/;
         is($v, $version, "curl, HTTP/$version");
         ok($first < 2 && $total > 2.4,

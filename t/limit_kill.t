@@ -94,7 +94,8 @@ while (time() < $end) {
 
     sleep 1;
     next if !@workers;
-    kill $signal, $signal eq 'HUP' ? $t->pid('nginx') : $workers[$done % @workers];
+    kill $signal, $signal eq 'HUP' ? $t->pid('nginx')
+                                   : $workers[$done % @workers];
 }
 
 waitpid $_, 0 for @clients;

@@ -46,8 +46,8 @@ sub bound {
 
     is($r->{status}, 200, "$what: answered") or diag($r->{body});
     cmp_ok($used, '<=', 1000000 - $left, "$what: within the bound");
-    $r = $t->request('POST', '/v1/completions', { prompt => '', max_tokens => 1 },
-                     %h);
+    $r = $t->request('POST', '/v1/completions',
+                     { prompt => '', max_tokens => 1 }, %h);
     is(1000000 - $used - 64 - 1, $r->{headers}{'x-ratelimit-remaining-tokens'},
        "$what: $used settled");
 }

@@ -213,7 +213,8 @@ is($t->read_response($_)->{json}{choices}[0]{text}, 'w1',
 
 # Keep-alives.
 
-$r = post('/keep/completions', 'first=1500 tokens=2', body => { stream => $true });
+$r = post('/keep/completions', 'first=1500 tokens=2',
+          body => { stream => $true });
 is($r->{status}, 200, 'keep-alive: stream');
 my ($comments) = $r->{body} =~ /^((?:: keep-alive\n\n)+)data: /;
 ok($comments, 'keep-alive: comments come first');
@@ -247,7 +248,8 @@ is($r->{json}{error}{code}, 'queue_full', 'keep-alive, then an error: a body');
 $r = post('/never/completions', 'first=700 error=queue',
           body => { stream => $true });
 $t->error_ok($r, 429, 'llm_keepalive 0: a status after a wait');
-$r = post('/never/completions', 'first=700 tokens=1', body => { stream => $true });
+$r = post('/never/completions', 'first=700 tokens=1',
+          body => { stream => $true });
 unlike($r->{body}, qr/keep-alive/, 'llm_keepalive 0: no comments');
 
 ($h) = $t->h2(uri => '/keep/completions', body => {

@@ -66,8 +66,8 @@ my $board_pid;
 
 sub board {
     if (!$board_pid) {
-        $board_pid = open2($board_out, $board_in, "$t->{build}/tests/board_tool",
-                           $t->socket_path());
+        $board_pid = open2($board_out, $board_in,
+                           "$t->{build}/tests/board_tool", $t->socket_path());
     }
     print $board_in "\n";
     $board_in->flush();
@@ -179,7 +179,8 @@ my %sampled = (temperature => 1, seed => 11);
 
 sub stopped {
     return map {
-        my $c = $t->request('POST', '/v1/completions', long(60, %sampled, stop => $_))
+        my $c = $t->request('POST', '/v1/completions',
+                            long(60, %sampled, stop => $_))
                   ->{json}{choices}[0];
         "$c->{finish_reason}: $c->{text}"
     } @_;
@@ -474,7 +475,8 @@ SKIP: {
 
     local $ENV{BASE_URL} = 'http://127.0.0.1:' . $t->port('http') . '/v1';
     local $ENV{MODEL} = 'tiny';
-    my $out = `$node --test --test-reporter=tap $top/tests/clients/real.test.mjs 2>&1`;
+    my $test = "$top/tests/clients/real.test.mjs";
+    my $out = `$node --test --test-reporter=tap $test 2>&1`;
     ok($? == 0, 'openai client') or diag($out);
 }
 

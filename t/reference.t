@@ -82,7 +82,8 @@ for my $name (sort keys %doc) {
 
     is(join(', ', @{ $d->{contexts} }), join(', ', @table),
        "$name: contexts, as in the table");
-    is(join(', ', @real), join(', ', @table), "$name: contexts, as nginx has it");
+    is(join(', ', @real), join(', ', @table),
+       "$name: contexts, as nginx has it");
 
     # Each way to write it is of this directive and ends.
 

@@ -239,28 +239,33 @@ is(hint(text('e', 600) . text('g', 700), 'tokens=1 rank=2',
 is(hint(text('e', 600) . text('h', 700), 'tokens=1 rank=2'), 2,
    'min_match: none here');
 
-# Eviction: after ACCEPTED has been seen.  Rank 1 has two tags of g, rank 3 has four and loses three.
+# Eviction: after ACCEPTED has been seen.  Rank 1 has two tags of g, rank 3 has
+# four and loses three.
 
 sent(text('g', 600), 'tokens=1 rank=1');
 sent(text('g', 1200), 'tokens=1 prefill=100 rank=3 evict=1');
 is(hint(text('g', 1200), 'tokens=1 prefill=100 rank=3 evict=0'), 1,
    'evicted: another has more now');
 is(hint(text('g', 600), 'tokens=1 rank=1'), 1, 'evicted: on one rank only');
-is(hint(text('g', 600), 'tokens=1 prefill=100 rank=1 evict=0'), 1, 'not before');
+is(hint(text('g', 600), 'tokens=1 prefill=100 rank=1 evict=0'), 1,
+   'not before');
 is(hint(text('g', 600), 'tokens=1 rank=0'), -1, 'evicted: everywhere');
 is(hint(text('g', 600), 'tokens=1 rank=0'), 0, 'evicted: learnt again');
 
 # As many records as the log has can be read, one more cannot.
 
-is(hint(text('g', 600), 'tokens=1 prefill=100 rank=0 log=16384'), 0, 'log: filled');
-is(hint(text('g', 600), 'tokens=1 prefill=100 rank=0 log=16385'), 0, 'log: read in time');
+is(hint(text('g', 600), 'tokens=1 prefill=100 rank=0 log=16384'), 0,
+   'log: filled');
+is(hint(text('g', 600), 'tokens=1 prefill=100 rank=0 log=16385'), 0,
+   'log: read in time');
 is(hint(text('g', 600), 'tokens=1 rank=0'), -1, 'log: lapped');
 is(hint(text('a', 600), 'tokens=1 rank=2'), -1, 'log: lapped for all ranks');
 is(hint(text('g', 600), 'tokens=1'), 0, 'log: learnt again');
 
 # A rank's epoch.
 
-is(hint(text('a', 600), 'tokens=1 prefill=100 rank=2 epoch=1'), 2, 'epoch: before');
+is(hint(text('a', 600), 'tokens=1 prefill=100 rank=2 epoch=1'), 2,
+   'epoch: before');
 is(hint(text('a', 600), 'tokens=1 rank=2'), -1, 'epoch: all of the rank');
 is(hint(text('g', 600), 'tokens=1'), 0, 'epoch: of that rank only');
 $s = sent(text('a', 600), 'tokens=1');
@@ -359,7 +364,7 @@ is(hint(text('a', 600), 'tokens=1'), 2, 'reload: nothing is forgotten');
 $t->config($changed);
 kill 'HUP', $t->pid('nginx');
 ok($t->wait_for(sub { $t->read_file('logs/error.log') =~
-       /\[emerg\] .*llm_prefix_zone "p" uses block=512 while previously it used block=256/ }),
+       /\[emerg\] .*llm_prefix_zone "p" uses block=512 while previously it/ }),
    'reload: another block is refused');
 is(hint(text('a', 600), 'tokens=1'), 2, 'reload: the old goes on');
 

@@ -95,8 +95,9 @@ my $counts = 'prompt_tokens=9 cached=4 rank=2';
 
 for my $stream (0, 1) {
     my $what = $stream ? 'stream' : 'answer';
-    my ($l) = logged($chat, "reasoning=2 tokens=9 delay=30 first=300 prefill=200"
-                     . " $counts", body => $stream ? { stream => $true } : {});
+    my ($l) = logged($chat, "reasoning=2 tokens=9 delay=30 first=300 "
+                     . "prefill=200 $counts",
+                     body => $stream ? { stream => $true } : {});
     my %want = (model => 'org/tiny', prompt_tokens => 9, cached_tokens => 4,
                 completion_tokens => 11, reasoning_tokens => 2, rank => 2,
                 finish_reason => 'stop', status => 200);

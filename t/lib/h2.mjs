@@ -33,7 +33,8 @@ function one(job) {
         const method = job.method ?? 'POST';
         const req = session.request({
             ':method': method, ':path': job.uri,
-            ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+            ...(body === undefined
+                ? {} : { 'content-type': 'application/json' }),
             ...job.headers,
         }, { endStream: body === undefined });
 
@@ -76,7 +77,8 @@ session.on('error', (e) => {
     process.exit(0);
 });
 
-const jobs = job.requests ?? Array.from({ length: job.streams ?? 1 }, () => job);
+const jobs = job.requests
+    ?? Array.from({ length: job.streams ?? 1 }, () => job);
 const all = await Promise.all(jobs.map(one));
 session.close();
 console.log(JSON.stringify(all));

@@ -47,7 +47,8 @@ test('chat: one answer', async () => {
 
 test('chat: stream with usage', async () => {
     const stream = await client.chat.completions.create({
-        model, messages: user('script: tokens=40 delay=1 cached=3 prompt_tokens=9'),
+        model,
+        messages: user('script: tokens=40 delay=1 cached=3 prompt_tokens=9'),
         stream: true, stream_options: { include_usage: true },
     });
     const ids = new Set();
@@ -87,8 +88,9 @@ test('chat: length, reasoning, text parts', async () => {
         model, max_completion_tokens: 9,
         messages: [
             { role: 'system', content: 'be brief' },
-            { role: 'user', content: [{ type: 'text',
-                                        text: 'script: reasoning=4 tokens=20' }] },
+            { role: 'user',
+              content: [{ type: 'text',
+                          text: 'script: reasoning=4 tokens=20' }] },
         ],
     });
 
@@ -218,7 +220,8 @@ test('error classes', async () => {
 
 test('an error inside a stream raises', async () => {
     const stream = await client.chat.completions.create({
-        model, messages: user('script: tokens=50 delay=5 fail_after=5'), stream: true,
+        model, messages: user('script: tokens=50 delay=5 fail_after=5'),
+        stream: true,
     });
     let n = 0;
 

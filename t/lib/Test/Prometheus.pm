@@ -103,7 +103,8 @@ sub labels {
     while ($text =~ s/^([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"//) {
         my ($k, $v) = ($1, $2);
         $self->wrong("line $line: label $k twice") if exists $labels{$k};
-        $self->wrong("line $line: bad escape in $k") if $v =~ /(?<!\\)(?:\\\\)*\\[^\\"n]/;
+        $self->wrong("line $line: bad escape in $k")
+            if $v =~ /(?<!\\)(?:\\\\)*\\[^\\"n]/;
         $v =~ s/\\(.)/$1 eq 'n' ? "\n" : $1/ge;
         $labels{$k} = $v;
         last if $text eq '' || $text !~ s/^,//;
@@ -138,7 +139,8 @@ sub histogram {
         for (@{ $s->{bucket} // [] }) {
             $self->wrong("$family {$key}: le $_->[0] after $le")
                 if $_->[0] !~ /^$number$/
-                   || !($_->[0] eq '+Inf' ? $le ne '+Inf' : $le eq '-Inf' || $_->[0] > $le);
+                   || !($_->[0] eq '+Inf' ? $le ne '+Inf'
+                        : $le eq '-Inf' || $_->[0] > $le);
             $self->wrong("$family {$key}: $_->[1] at $_->[0] after $n")
                 if $_->[1] < $n;
             ($le, $n) = @$_;
