@@ -12,6 +12,7 @@ use lib "$FindBin::Bin/../../t/lib";
 
 use JSON::PP;
 use Test::LLM;
+use Test::Load;
 use Time::HiRes qw/ sleep /;
 
 my $rounds = $ENV{ROUNDS} // 5;
@@ -61,39 +62,18 @@ sub body {
         { role => 'user', content => "script: $script" } ] });
 }
 
-sub load_run {
-    my (@args) = @_;
-    my $pid = open my $f, '-|', "$tools/bench/sse_load", @args
-        or die "sse_load: $!";
-    local $/;
-    my $r = decode_json(<$f>);
-    close $f or die 'sse_load failed';
-    return $r;
-}
-
-# Nanoseconds on a CPU, of the one worker.
-
-sub cpu {
-    my ($pid) = $t->workers();
-    my ($ns) = split ' ', $t->read_file("/proc/$pid/schedstat");
-    return $ns;
-}
-
-sub median { my @s = sort { $a <=> $b } @_; $s[$#s / 2] }
-
 my (%cpu, %first);
 
 for (1 .. $rounds) {
     for my $way (qw/ llm proxy /) {
-        my $before = cpu();
-        my $r = load_run('-p', $t->port('http'), '-c', $streams,
-                         '-n', $streams * 2,
+        my $before = worker_ns($t);
+        my $r = load_run($t, '-c', $streams, '-n', $streams * 2,
                          '-u', "/$way/v1/chat/completions",
                          '-b', body("tokens=$tokens delay=$delay"));
-        push @{$cpu{$way}}, (cpu() - $before) / $r->{events} / 1000;
+        push @{$cpu{$way}}, (worker_ns($t) - $before) / $r->{events} / 1000;
     }
 
-    my $r = load_run('-p', $t->port('http'), '-c', 1, '-n', 2000,
+    my $r = load_run($t, '-c', 1, '-n', 2000,
                      '-u', '/llm/v1/chat/completions',
                      '-b', body('tokens=1'));
     push @{$first{nginx}}, $r->{first_p50};

@@ -15,6 +15,7 @@ use lib "$FindBin::Bin/../../t/lib";
 use Digest::SHA qw/ sha256_hex /;
 use JSON::PP;
 use Test::LLM;
+use Test::Load;
 use Time::HiRes qw/ sleep /;
 
 my $rounds = $ENV{ROUNDS} // 9;
@@ -94,41 +95,24 @@ sub body {
         { role => 'user', content => $text } ] });
 }
 
-sub load_run {
+sub load_way {
     my ($way, @args) = @_;
-    open my $f, '-|', "$tools/bench/sse_load", '-p',
-        $way{$way}->port('http'), '-u', '/all/v1/chat/completions', @key, @args
-        or die "sse_load: $!";
-    local $/;
-    my $r = decode_json(<$f>);
-    close $f or die 'sse_load failed';
-    return $r;
+    return load_run($way{$way}, '-u', '/all/v1/chat/completions', @key, @args);
 }
-
-# Nanoseconds on a CPU, of the one worker.
-
-sub cpu {
-    my ($way) = @_;
-    my ($pid) = $way{$way}->workers();
-    my ($ns) = split ' ', $t->read_file("/proc/$pid/schedstat");
-    return $ns;
-}
-
-sub median { my @s = sort { $a <=> $b } @_; $s[$#s / 2] }
 
 my (%request, %token);
 
 for my $round (0 .. $rounds) {
     for my $way ($round % 2 ? qw/ bare all / : qw/ all bare /) {
-        my $before = cpu($way);
-        load_run($way, '-c', 8, '-n', $requests, '-b', body('tokens=1'));
-        my $us = (cpu($way) - $before) / $requests / 1000;
+        my $before = worker_ns($way{$way});
+        load_way($way, '-c', 8, '-n', $requests, '-b', body('tokens=1'));
+        my $us = (worker_ns($way{$way}) - $before) / $requests / 1000;
         push @{$request{$way}}, $us if $round;
 
-        $before = cpu($way);
-        my $r = load_run($way, '-c', $streams, '-n', $streams,
+        $before = worker_ns($way{$way});
+        my $r = load_way($way, '-c', $streams, '-n', $streams,
                          '-b', body("tokens=$tokens delay=5"));
-        $us = (cpu($way) - $before) / $r->{events} / 1000;
+        $us = (worker_ns($way{$way}) - $before) / $r->{events} / 1000;
         push @{$token{$way}}, $us if $round;
     }
 }
@@ -165,7 +149,7 @@ if (grep { -x "$_/strace" } split /:/, $ENV{PATH}) {
             $t->wait_for(sub { $t->read_file("/proc/$pid/status") =~
                                /TracerPid:\s+[1-9]/ }, 5)
                 or die 'strace did not attach';
-            load_run($way, '-c', $streams, '-n', $streams,
+            load_way($way, '-c', $streams, '-n', $streams,
                      '-b', body("tokens=$n delay=5"));
             kill 'INT', $tracer;
             waitpid $tracer, 0;
@@ -178,8 +162,8 @@ if (grep { -x "$_/strace" } split /:/, $ENV{PATH}) {
     printf "  %-34s %8.2f %8.2f\n", 'of a request with one token',
            map { $calls{$_}{1} / $streams } qw/ bare all /;
     printf "  %-34s %8.3f %8.3f\n", 'of each further token',
-           map { ($calls{$_}{$tokens + 1} - $calls{$_}{1}) / $streams / $tokens }
-           qw/ bare all /;
+           map { ($calls{$_}{$tokens + 1} - $calls{$_}{1})
+                 / $streams / $tokens } qw/ bare all /;
 }
 
 $_->stop('nginx', 'QUIT') for $t, $bare;
