@@ -14,14 +14,14 @@
 
 #define BF16_ROWS  6                 /* of a register tile */
 #define BF16_COLS  4
-#define BF16_FEW   8                 /* rows that wait for memory */
+#define BF16_FEW   64                /* rows that may wait for memory: */
 #define BF16_AHEAD 8192              /* bytes to ask for */
 
 
 static size_t bf16_size(uint32_t rows, uint32_t k);
 static void bf16_pack(void *act, uint32_t k, uint32_t row, uint32_t col,
     const float *const *x, uint32_t m, uint32_t n);
-static void bf16_product_any(const void *act, uint32_t k, uint32_t row,
+static void bf16_product_ahead(const void *act, uint32_t k, uint32_t row,
     uint32_t m, const uint8_t *w, size_t ldw, uint32_t n, float *c,
     size_t ldc);
 
@@ -39,7 +39,7 @@ const be_kernels_t  be_kernels_avx512bf16 = {
             .softmax = simd_softmax
         },
         [BE_BF16] = {
-            .gemm[BE_BF16] = { 1, bf16_size, bf16_pack, bf16_product_any },
+            .gemm[BE_BF16] = { 1, bf16_size, bf16_pack, bf16_product_ahead },
             .gemm[BE_F8E4M3] = { 1, bf16_size, bf16_pack,
                                  be_panels_avx512bf16_f8 },
             .gemm[BE_INT4] = { BE_ROW_BLOCK, be_panels_int8_size,
@@ -171,7 +171,7 @@ bf16_rows(const uint16_t *a, size_t lda, uint32_t k, const uint8_t *const *w,
 }
 
 
-/* Those that come first ask for the weights that come next. */
+/* The first rows ask for the weights that come next, into the L2 cache. */
 
 BE_INLINE void
 bf16_product(const void *act, uint32_t k, uint32_t row, uint32_t m,
@@ -212,7 +212,7 @@ bf16_product(const void *act, uint32_t k, uint32_t row, uint32_t m,
 
 
 static void
-bf16_product_any(const void *act, uint32_t k, uint32_t row, uint32_t m,
+bf16_product_ahead(const void *act, uint32_t k, uint32_t row, uint32_t m,
     const uint8_t *w, size_t ldw, uint32_t n, float *c, size_t ldc)
 {
     bf16_product(act, k, row, m, w, ldw, n, c, ldc, m <= BF16_FEW);
