@@ -540,7 +540,8 @@ be_t *be_cpu_open(const be_options_t *opt, char *err);
 
 /*
  * The CUDA backend: one rank on device rank modulo devices, of compute
- * capability 9.0.  Where it is not built in there is no such function.
+ * capability 9.0; paths: "sm90", with cuBLASLt where its library is, and
+ * "sm90-own".  Where it is not built in there is no such function.
  */
 be_t *be_cuda_open(const be_options_t *opt, char *err);
 

@@ -6,8 +6,9 @@
  *     bench_gemm [--small]      tiny shapes, to see that it runs
  *
  * Prefill: tera-operations a second; decode: bytes of the matrices, of the
- * groups that have rows, a second, and the share of the copy's.  Each figure
- * is the median of BENCH_REPEATS, on random numbers.
+ * groups that have rows, a second, and the share of the copy's.  Then dense
+ * products, our own beside cuBLASLt's, by rows.  Each figure is the median of
+ * BENCH_REPEATS, on random numbers.
  */
 
 #include <math.h>
@@ -41,6 +42,7 @@ typedef struct {
 
 static void ceilings(ceiling_t *c, uint32_t side, size_t bytes);
 static void bench(const shape_t *s, cu_mm_type_t type, const ceiling_t *c);
+static void dense(cu_mm_type_t type, uint32_t n, uint32_t k, int tiny);
 
 
 static const char *const  type_name[] = { "BF16", "FP8", "INT4" };
@@ -87,6 +89,14 @@ main(int argc, char **argv)
         for (i = 0; i < n; i++) {
             bench(tiny ? &small[i] : &shapes[i], (cu_mm_type_t) type, &c);
         }
+    }
+
+    for (type = CU_MM_BF16; type <= CU_MM_FP8; type++) {
+        dense((cu_mm_type_t) type, tiny ? 256 : 7168, tiny ? 512 : 2048, tiny);
+        dense((cu_mm_type_t) type, tiny ? 256 : 24576, tiny ? 512 : 1536,
+              tiny);
+        dense((cu_mm_type_t) type, tiny ? 256 : 7168, tiny ? 512 : 16384,
+              tiny);
     }
 
     OK(cudaStreamDestroy(stream));
@@ -349,4 +359,92 @@ bench(const shape_t *s, cu_mm_type_t type, const ceiling_t *c)
     OK(cudaFree(p.g.x.x));
     OK(cudaFree(p.g.x.scale));
     OK(cudaFree(p.g.y));
+}
+
+
+/* --- dense products ------------------------------------------------------ */
+
+static void
+dense_own(void *ctx)
+{
+    peak_t  *p;
+
+    p = ctx;
+    OK(cu_gemm(&p->mm, p->mm.dev, 0, stream));
+}
+
+
+static void
+dense(cu_mm_type_t type, uint32_t n, uint32_t k, int tiny)
+{
+    int       fp8;
+    char      why[ERR_LEN];
+    void     *dev;
+    double    t, flops;
+    peak_t    p;
+    uint32_t  i, blocks, most;
+
+    static const uint32_t  rows[] = { 8, 64, 128, 512, 4096 };
+
+    memset(&p, 0, sizeof(p));
+    fp8 = (type == CU_MM_FP8);
+    most = tiny ? 128 : 4096;
+    blocks = (k + 127) / 128;
+    p.blas = be_cuda_blas_open(0, why);
+    p.cuda = calloc(1, sizeof(be_cuda_t));
+
+    if (p.cuda == NULL) {
+        fprintf(stderr, "out of memory\n");
+        exit(1);
+    }
+
+    p.cuda->stream = stream;
+    p.mm.m.type = type;
+    p.mm.m.w = numbers(type, (size_t) n * k * (fp8 ? 1 : 2));
+    p.mm.m.n = n;
+    p.mm.m.k = k;
+    p.mm.m.ld = k;
+    p.mm.m.ld_scale = blocks;
+    p.mm.x.x = numbers(type, (size_t) most * k * (fp8 ? 1 : 2));
+    p.mm.x.ld = k;
+    p.mm.ldy = n;
+    p.mm.batch = 1;
+    OK(cudaMalloc(&p.mm.y, (size_t) most * n * sizeof(float)));
+
+    if (fp8) {
+        p.mm.m.scale = scales((size_t) (n + 127) / 128 * blocks);
+        p.mm.x.scale = scales((size_t) blocks * most);
+    }
+
+    OK(cudaMalloc(&dev, sizeof(cu_matrix_t)));
+    OK(cudaMemcpy(dev, &p.mm.m, sizeof(cu_matrix_t), cudaMemcpyHostToDevice));
+    p.mm.dev = dev;
+
+    for (i = 0; i < sizeof(rows) / sizeof(rows[0]) && rows[i] <= most; i++) {
+        p.mm.rows = rows[i];
+        p.mm.x.ld_scale = rows[i];
+        flops = 2.0 * rows[i] * n * (double) k;
+        t = timed(dense_own, &p);
+        printf("%-4s dense, %4u rows, %5u x %5u: own %8.1f us, %6.1f TFLOP/s",
+               type_name[type], rows[i], n, k, t * 1e6, flops / t * 1e-12);
+
+        if (p.blas != NULL
+            && be_cuda_blas_mm(p.cuda, p.blas, &p.mm) == 0)
+        {
+            t = timed(peak_blas, &p);
+            printf("; cuBLASLt %8.1f us, %6.1f TFLOP/s", t * 1e6,
+                   flops / t * 1e-12);
+        }
+
+        printf("\n");
+    }
+
+    OK(cudaFree((void *) (uintptr_t) p.mm.m.w));
+    OK(cudaFree((void *) (uintptr_t) p.mm.m.scale));
+    OK(cudaFree(p.mm.x.x));
+    OK(cudaFree(p.mm.x.scale));
+    OK(cudaFree(p.mm.y));
+    OK(cudaFree(dev));
+    be_cuda_blas_close(p.blas);
+    free(p.cuda);
 }

@@ -1,7 +1,8 @@
 /*
  * Operations of the device backend against the CPU backend in float32, on odd
  * shapes, with outputs poisoned before: the error is at most what rounding the
- * inputs of products to BF16, or FP8 with a scale for 128, explains.
+ * inputs of products to BF16, or FP8 with a scale for 128, explains.  All of it
+ * with cuBLASLt, where it is (the emulator has a stand-in), and without.
  */
 
 #include "unit/test_be_util.h"
@@ -24,6 +25,7 @@ typedef struct {
 
 static both_t  both;
 static int     of_expert;            /* matrices are */
+static int     own;                  /* without cuBLASLt */
 
 
 static int
@@ -40,6 +42,7 @@ setup(void **state)
     both.cpu = be_cpu_open(&opt, both.err);
 
     opt.compute = BE_BF16;
+    opt.path = own ? "sm90-own" : NULL;
     both.cuda = be_cuda_open(&opt, both.err);
 
     if (both.cpu == NULL || both.cuda == NULL) {
@@ -318,6 +321,7 @@ test_linear(void **state)
         linear(types[type], 3, 57, 200);
         linear(types[type], 17, 128, 256);
         linear(types[type], 33, 260, 384);
+        linear(types[type], 132, 144, 512);
     }
 }
 
@@ -679,5 +683,11 @@ main(void)
         cmocka_unit_test(test_int4)
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    int  failed;
+
+    setenv("CU_EMU_BLAS", "1", 0);
+    failed = cmocka_run_group_tests(tests, setup, teardown);
+    own = 1;
+
+    return failed + cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -73,6 +73,7 @@ static const be_t  cuda_table = {
 be_t *
 be_cuda_open(const be_options_t *opt, char *err)
 {
+    int         own;
     char        share[64], why[ERR_LEN];
     be_cuda_t  *cuda;
 
@@ -81,9 +82,11 @@ be_cuda_open(const be_options_t *opt, char *err)
         return NULL;
     }
 
-    if (opt->path != NULL) {
-        snprintf(err, ERR_LEN, "the cuda backend has no kernel path \"%s\"",
-                 opt->path);
+    own = (opt->path != NULL && strcmp(opt->path, CUDA_PATH_OWN) == 0);
+
+    if (opt->path != NULL && !own && strcmp(opt->path, CUDA_PATH) != 0) {
+        snprintf(err, ERR_LEN, "the cuda backend has no kernel path \"%s\", "
+                 "but " CUDA_PATH " and " CUDA_PATH_OWN, opt->path);
         return NULL;
     }
 
@@ -95,6 +98,7 @@ be_cuda_open(const be_options_t *opt, char *err)
 
     cuda->be = cuda_table;
     cuda->opt = *opt;
+    cuda->opt.path = own ? CUDA_PATH_OWN : NULL;
     atomic_init(&cuda->forget, 0);
 
     if (cuda_open_device(cuda, err) != 0) {
@@ -102,8 +106,11 @@ be_cuda_open(const be_options_t *opt, char *err)
         return NULL;
     }
 
-    cuda->blas = be_cuda_blas_open(opt->fixed, why);
-    cuda->be.path = cuda->blas != NULL ? "sm90" : "sm90 without cuBLASLt";
+    if (!own) {
+        cuda->blas = be_cuda_blas_open(opt->fixed, why);
+    }
+
+    cuda->be.path = cuda->blas != NULL ? CUDA_PATH : CUDA_PATH_OWN;
 
     /* Without memory for its key nothing is shared. */
 

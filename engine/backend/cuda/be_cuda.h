@@ -44,6 +44,8 @@
 #include "backend/cuda/cu_sample.h"
 
 
+#define CUDA_PATH      "sm90"        /* cuBLASLt has what it can */
+#define CUDA_PATH_OWN  "sm90-own"    /* without it */
 #define CUDA_ALIGN    64             /* elements that a row is rounded up to */
 #define CUDA_STAGE    (4u << 20)     /* bytes of a staging buffer */
 #define CUDA_STAGES   3
@@ -347,7 +349,8 @@ void be_cuda_peer_forget(be_cuda_t *cuda);
 /*
  * be_cuda_blas.c: cuBLASLt, if its library can be loaded; NULL, with the reason
  * in `err`, if not.  `fixed`: one algorithm for each shape of matrix, whatever
- * the rows, and no sums in an order that the rows decide.
+ * the rows, and no sums in an order that the rows decide.  It has products in
+ * BF16, and in FP8 those of many rows.
  */
 cuda_blas_t *be_cuda_blas_open(int fixed, char *err);
 void be_cuda_blas_close(cuda_blas_t *blas);

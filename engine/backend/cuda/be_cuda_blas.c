@@ -1,9 +1,16 @@
 /*
- * Products in BF16 through cuBLASLt, which is loaded when a backend is opened:
- * a build with CUDA starts where its libraries are not.
+ * Products through cuBLASLt, which is loaded when a backend is opened: a build
+ * with CUDA starts where its libraries are not.  It has run against a stand-in
+ * only (tests/cuda/emu/emu_blas.cc).
  *
  * cuBLASLt's matrices are by columns.  Ours, y [rows][n] = x [rows][k] w^T, is
  * the same memory as Y = W^T X with Y n by rows, W k by n and X k by rows.
+ *
+ * FP8 wants libraries of CUDA 12.9 or newer.  Scales of W are its mode of
+ * blocks of 128 x 128: along k one after another, a row of them a multiple of
+ * four; those of X its mode of 128 elements: [k / 128][rows], which is how
+ * cu_act() makes them if rows are a multiple of four.  Other shapes, and few
+ * rows, are left to cu_gemm().
  *
  * What the heuristic chose for a shape is kept; with recorded steps' few sizes
  * these are few.  With `fixed` it chooses once for a shape of matrix, without
@@ -18,16 +25,20 @@
 
 #include "backend/cuda/be_cuda.h"
 
-#ifndef CU_EMU
-
 #include <cublasLt.h>
+
+#ifdef CU_EMU
+#define dlopen  emu_blas_dlopen
+#define dlsym   emu_blas_dlsym
+#define dlclose(library)  0
+#endif
 
 
 #define BLAS_WORKSPACE  (32u << 20)
 #define BLAS_PLANS      1024         /* a power of two */
 #define BLAS_FIXED      64           /* rows that an algorithm is chosen for,
                                         if it is the same for all */
-
+#define BLAS_FP8_ROWS   128          /* at least */
 
 
 typedef struct {
@@ -42,6 +53,7 @@ typedef struct {
     uint64_t                align;   /* of all three, bytes */
     uint64_t                narrow;
     uint64_t                add;
+    uint64_t                fp8;
 } blas_shape_t;
 
 typedef struct {
@@ -57,6 +69,7 @@ struct cuda_blas_s {
     void                       *library;
     cublasLtHandle_t            handle;
     cublasLtMatmulDesc_t        desc;
+    cublasLtMatmulDesc_t        desc_fp8;    /* NULL: it has no such scales */
     cublasLtMatmulPreference_t  preference;
     void                       *workspace;
     blas_plan_t                *plan;        /* [BLAS_PLANS] */
@@ -97,6 +110,9 @@ struct cuda_blas_s {
 
 
 static int blas_load(cuda_blas_t *blas, char *err);
+static cublasLtMatmulDesc_t blas_desc(cuda_blas_t *blas);
+static void blas_desc_fp8(cuda_blas_t *blas);
+static int blas_fp8(cuda_blas_t *blas, const cu_mm_t *p);
 static void blas_shape(const cu_mm_t *p, blas_shape_t *s);
 static uint32_t blas_align(const void *p, size_t ld, size_t stride);
 static blas_plan_t *blas_plan(cuda_blas_t *blas, const blas_shape_t *s);
@@ -113,7 +129,6 @@ be_cuda_blas_open(int fixed, char *err)
     size_t               size;
     cuda_blas_t         *blas;
     uint32_t             none;
-    cublasOperation_t    turn;
 
     blas = calloc(1, sizeof(cuda_blas_t));
     if (blas == NULL) {
@@ -127,14 +142,17 @@ be_cuda_blas_open(int fixed, char *err)
 
     blas->fixed = fixed;
     blas->plan = calloc(BLAS_PLANS, sizeof(blas_plan_t));
-    turn = CUBLAS_OP_T;
     size = BLAS_WORKSPACE;
     none = CUBLASLT_REDUCTION_SCHEME_NONE;
 
-    if (blas->plan == NULL || blas->create(&blas->handle) != 0
-        || blas->desc_create(&blas->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) != 0
-        || blas->desc_set(blas->desc, CUBLASLT_MATMUL_DESC_TRANSA, &turn,
-                          sizeof(turn)) != 0
+    if (blas->plan == NULL || blas->create(&blas->handle) != 0) {
+        snprintf(err, ERR_LEN, "cuBLASLt cannot be started");
+        goto failed;
+    }
+
+    blas->desc = blas_desc(blas);
+
+    if (blas->desc == NULL
         || blas->preference_create(&blas->preference) != 0
         || blas->preference_set(blas->preference,
                                 CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
@@ -149,6 +167,8 @@ be_cuda_blas_open(int fixed, char *err)
         (void) cudaGetLastError();
         goto failed;
     }
+
+    blas_desc_fp8(blas);
 
     return blas;
 
@@ -211,6 +231,58 @@ blas_load(cuda_blas_t *blas, char *err)
 }
 
 
+/* W is to be turned. */
+
+static cublasLtMatmulDesc_t
+blas_desc(cuda_blas_t *blas)
+{
+    cublasOperation_t     turn;
+    cublasLtMatmulDesc_t  desc;
+
+    turn = CUBLAS_OP_T;
+
+    if (blas->desc_create(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) != 0) {
+        return NULL;
+    }
+
+    if (blas->desc_set(desc, CUBLASLT_MATMUL_DESC_TRANSA, &turn,
+                       sizeof(turn)) != 0)
+    {
+        (void) blas->desc_destroy(desc);
+        return NULL;
+    }
+
+    return desc;
+}
+
+
+static void
+blas_desc_fp8(cuda_blas_t *blas)
+{
+    int32_t               w, x;
+    cublasLtMatmulDesc_t  desc;
+
+    w = CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
+    x = CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F;
+    desc = blas_desc(blas);
+
+    if (desc == NULL) {
+        return;
+    }
+
+    if (blas->desc_set(desc, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &w,
+                       sizeof(w)) != 0
+        || blas->desc_set(desc, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &x,
+                          sizeof(x)) != 0)
+    {
+        (void) blas->desc_destroy(desc);
+        return;
+    }
+
+    blas->desc_fp8 = desc;
+}
+
+
 void
 be_cuda_blas_close(cuda_blas_t *blas)
 {
@@ -226,6 +298,10 @@ be_cuda_blas_close(cuda_blas_t *blas)
 
     if (blas->preference != NULL) {
         (void) blas->preference_destroy(blas->preference);
+    }
+
+    if (blas->desc_fp8 != NULL) {
+        (void) blas->desc_destroy(blas->desc_fp8);
     }
 
     if (blas->desc != NULL) {
@@ -255,15 +331,19 @@ be_cuda_blas_mm(be_cuda_t *cuda, cuda_blas_t *blas, const cu_mm_t *p)
     blas_shape_t    s, one;
     cublasStatus_t  rc;
 
-    if (p->m.type != CU_MM_BF16) {
-        return 1;
-    }
-
     blas_shape(p, &s);
 
-    /* Tensor cores are fed 16 bytes at a time. */
+    if (p->m.type == CU_MM_FP8) {
+        if (s.align < 16 || !blas_fp8(blas, p)) {
+            return 1;
+        }
 
-    if (s.align < 16 && p->m.n * (uint64_t) p->m.k < 65536) {
+    } else if (p->m.type != CU_MM_BF16
+
+               /* Tensor cores are fed 16 bytes at a time. */
+
+               || (s.align < 16 && p->m.n * (uint64_t) p->m.k < 65536))
+    {
         return 1;
     }
 
@@ -292,10 +372,10 @@ be_cuda_blas_mm(be_cuda_t *cuda, cuda_blas_t *blas, const cu_mm_t *p)
     alpha = 1.0f;
     beta = p->add ? 1.0f : 0.0f;
 
-    rc = blas->matmul(blas->handle, blas->desc, &alpha, p->m.w, plan->w,
-                      p->x.x, plan->x, &beta, p->y, plan->y, p->y, plan->y,
-                      &plan->algo, blas->workspace, BLAS_WORKSPACE,
-                      cuda->stream);
+    rc = blas->matmul(blas->handle, s.fp8 ? blas->desc_fp8 : blas->desc,
+                      &alpha, p->m.w, plan->w, p->x.x, plan->x, &beta, p->y,
+                      plan->y, p->y, plan->y, &plan->algo, blas->workspace,
+                      BLAS_WORKSPACE, cuda->stream);
 
     if (rc != CUBLAS_STATUS_SUCCESS) {
         be_cuda_fail(cuda, "CUDA device %d: cuBLASLt failed with status %d in "
@@ -308,9 +388,42 @@ be_cuda_blas_mm(be_cuda_t *cuda, cuda_blas_t *blas, const cu_mm_t *p)
 }
 
 
+/* Whether it can have this one; the scales are told to the library. */
+
+static int
+blas_fp8(cuda_blas_t *blas, const cu_mm_t *p)
+{
+    uint32_t     groups;
+    const void  *w, *x;
+
+    w = p->m.scale;
+    x = p->x.scale;
+    groups = (p->m.k + CU_GROUP - 1) / CU_GROUP;
+
+    return blas->desc_fp8 != NULL
+           && p->batch == 1
+           && p->rows >= BLAS_FP8_ROWS
+           && p->rows % 4 == 0
+           && p->x.ld_scale == p->rows
+           && p->m.n % 16 == 0
+           && p->m.k % 16 == 0
+           && groups % 4 == 0
+           && p->m.ld_scale == groups
+           && (uintptr_t) w % 16 == 0
+           && (uintptr_t) x % 16 == 0
+           && blas->desc_set(blas->desc_fp8,
+                             CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &w,
+                             sizeof(w)) == 0
+           && blas->desc_set(blas->desc_fp8,
+                             CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &x,
+                             sizeof(x)) == 0;
+}
+
+
 static void
 blas_shape(const cu_mm_t *p, blas_shape_t *s)
 {
+    size_t    size;
     uint32_t  a, b;
 
     memset(s, 0, sizeof(blas_shape_t));
@@ -324,6 +437,8 @@ blas_shape(const cu_mm_t *p, blas_shape_t *s)
     s->batch = p->batch;
     s->narrow = p->narrow;
     s->add = p->add;
+    s->fp8 = (p->m.type == CU_MM_FP8);
+    size = s->fp8 ? 1 : 2;
 
     if (p->batch > 1) {
         s->stride[0] = p->stride_w;
@@ -331,8 +446,8 @@ blas_shape(const cu_mm_t *p, blas_shape_t *s)
         s->stride[2] = p->stride_y;
     }
 
-    a = blas_align(p->m.w, p->m.ld * (size_t) 2, s->stride[0] * 2);
-    b = blas_align(p->x.x, p->x.ld * (size_t) 2, s->stride[1] * 2);
+    a = blas_align(p->m.w, p->m.ld * size, s->stride[0] * size);
+    b = blas_align(p->x.x, p->x.ld * size, s->stride[1] * size);
     a = a < b ? a : b;
     b = blas_align(p->y, p->ldy * (p->narrow ? 2 : 4),
                    s->stride[2] * (p->narrow ? 2 : 4));
@@ -364,7 +479,7 @@ blas_plan(cuda_blas_t *blas, const blas_shape_t *s)
 
     h = s->n * 0x9e3779b97f4a7c15u ^ s->k * 0xbf58476d1ce4e5b9u
         ^ s->rows * 0x94d049bb133111ebu ^ s->batch << 7 ^ s->add
-        ^ s->narrow << 1;
+        ^ s->narrow << 1 ^ s->fp8 << 2;
     h ^= h >> 29;
 
     for (i = 0; i < BLAS_PLANS; i++) {
@@ -404,17 +519,21 @@ blas_choose(cuda_blas_t *blas, blas_plan_t *plan)
     int                               n;
     uint32_t                          align;
     blas_plan_t                      *same;
+    cudaDataType                      type;
     blas_shape_t                      one;
     const blas_shape_t               *s;
+    cublasLtMatmulDesc_t              desc;
     cublasLtMatmulHeuristicResult_t   found;
 
     s = &plan->shape;
     align = (uint32_t) s->align;
+    type = s->fp8 ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
+    desc = s->fp8 ? blas->desc_fp8 : blas->desc;
 
-    if (blas_layout(blas, &plan->w, CUDA_R_16BF, s->k, s->n, s->ldw, s->batch,
+    if (blas_layout(blas, &plan->w, type, s->k, s->n, s->ldw, s->batch,
                     s->stride[0]) != 0
-        || blas_layout(blas, &plan->x, CUDA_R_16BF, s->k, s->rows, s->ldx,
-                       s->batch, s->stride[1]) != 0
+        || blas_layout(blas, &plan->x, type, s->k, s->rows, s->ldx, s->batch,
+                       s->stride[1]) != 0
         || blas_layout(blas, &plan->y, s->narrow ? CUDA_R_16BF : CUDA_R_32F,
                        s->n, s->rows, s->ldy, s->batch, s->stride[2]) != 0
         || blas->preference_set(blas->preference,
@@ -440,14 +559,14 @@ blas_choose(cuda_blas_t *blas, blas_plan_t *plan)
         plan->algo = same->algo;
 
         return (same->none
-                || blas->check(blas->handle, blas->desc, plan->w, plan->x,
-                               plan->y, plan->y, &plan->algo, &found) != 0
+                || blas->check(blas->handle, desc, plan->w, plan->x, plan->y,
+                               plan->y, &plan->algo, &found) != 0
                 || found.workspaceSize > BLAS_WORKSPACE) ? -1 : 0;
     }
 
     n = 0;
 
-    if (blas->heuristic(blas->handle, blas->desc, plan->w, plan->x, plan->y,
+    if (blas->heuristic(blas->handle, desc, plan->w, plan->x, plan->y,
                         plan->y, blas->preference, 1, &found, &n) != 0
         || n == 0)
     {
@@ -511,37 +630,3 @@ blas_plan_free(cuda_blas_t *blas, blas_plan_t *plan)
     memset(plan, 0, sizeof(blas_plan_t));
 }
 
-
-#else
-
-/* The emulator has no libraries. */
-
-cuda_blas_t *
-be_cuda_blas_open(int fixed, char *err)
-{
-    (void) fixed;
-
-    snprintf(err, ERR_LEN, "there is no cuBLASLt to emulate");
-
-    return NULL;
-}
-
-
-void
-be_cuda_blas_close(cuda_blas_t *blas)
-{
-    (void) blas;
-}
-
-
-int
-be_cuda_blas_mm(be_cuda_t *cuda, cuda_blas_t *blas, const cu_mm_t *p)
-{
-    (void) cuda;
-    (void) blas;
-    (void) p;
-
-    return 1;
-}
-
-#endif /* CU_EMU */
