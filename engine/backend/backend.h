@@ -82,6 +82,9 @@ typedef struct {
 typedef struct {
     be_dtype_t   compute;            /* BE_F32 or BE_BF16 */
     be_dtype_t   weights;            /* of matrices; BE_F32: as they are */
+    be_dtype_t   expert_inputs;      /* of products with INT4 on a device:
+                                        BE_BF16, BE_F8E4M3, or BE_F32: FP8 if
+                                        other matrices are */
     be_dtype_t   kv;                 /* of the KV pool; BE_F32: by compute, or
                                         BE_F8E4M3, which devices have */
     uint32_t     threads;            /* of this rank */

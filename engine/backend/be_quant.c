@@ -28,7 +28,7 @@ static float quant_float(uint16_t h);
 
 
 const int8_t  be_quant_levels[16] = {
-    -127, -102, -81, -64, -49, -35, -22, -11, 0, 12, 24, 37, 51, 66, 84, 107
+    -112, -88, -72, -56, -44, -32, -20, -9, 0, 11, 22, 32, 44, 56, 72, 96
 };
 
 
@@ -180,8 +180,8 @@ quant_int4_search(const float *x, const uint8_t *nearest, uint8_t *code)
     uint32_t  i;
 
     static const float  ends[QUANT_TRIES] = {
-        -127.0f, -120.0f, -113.0f, -107.0f, -101.0f, -96.0f, -134.0f,
-        107.0f, 101.0f, 95.0f, 90.0f, 85.0f, 80.0f, 113.0f
+        -112.0f, -106.0f, -100.0f, -94.0f, -89.0f, -85.0f, -118.0f,
+        96.0f, 91.0f, 85.0f, 81.0f, 76.0f, 72.0f, 101.0f
     };
 
     top = 0.0f;

@@ -21,9 +21,10 @@
  * equal parts (heads), of which each begins with a panel of its own.
  *
  * INT8 takes the largest element to 127.  INT4 tries scales of either sign
- * and keeps the one of the least squared error; its levels have the least
- * squared error that sixteen multiples of 1/127, zero among them, reach on
- * normal numbers in groups of 32 with a scale for each.  F8E4M3 of a
+ * and keeps the one of the least squared error; its levels are numbers of
+ * e4m3fn and of int8, so that products of either compute with what is stored,
+ * and have the least squared error that sixteen such numbers, zero among them,
+ * reach on normal numbers in groups of 32 with a scale for each.  F8E4M3 of a
  * checkpoint keeps codes and scales as published, where its blocks of 128 x
  * 128 lie so that a chunk is in one of them; else the largest element goes to
  * 448.

@@ -17,6 +17,7 @@ static const char *const  cli_loads[] = { "auto", "map", "copy", NULL };
 static const char *const  cli_weights[] = {
     "auto", "bf16", "fp8", "int8", "int4", NULL
 };
+static const char *const  cli_inputs[] = { "auto", "bf16", "fp8", NULL };
 static const char *const  cli_levels[] = {
     "error", "warn", "notice", "info", "debug", NULL
 };
@@ -73,6 +74,10 @@ cli_engine_table(cli_engine_t *opt, const char **config, cli_common_t *common)
           { "weights", "TYPE", CLI_WORD, &opt->weights,
             "bf16, fp8, int8, int4 or auto, which takes them as they are",
             0, 0, cli_weights } },
+        { CLI_G_COMPUTE,
+          { "expert-inputs", "TYPE", CLI_WORD, &opt->expert_inputs,
+            "of int4 experts on a GPU: bf16, fp8 or auto, fp8 if the rest is",
+            0, 0, cli_inputs } },
         { CLI_G_COMPUTE,
           { "load", "MODE", CLI_WORD, &opt->load,
             "map weights, copy them into huge pages, or auto: copy up to 2G",

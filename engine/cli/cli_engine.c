@@ -188,7 +188,8 @@ cli_stack_fingerprint(const cli_stack_t *st)
 
     all[0] = model_fingerprint(st->model);
     all[1] = st->tok != NULL ? tok_fingerprint(st->tok) : 0;
-    all[2] = st->opt.weights | (uint64_t) st->opt.kv << 32;
+    all[2] = st->opt.weights | (uint64_t) st->opt.expert_inputs << 16
+             | (uint64_t) st->opt.kv << 32;
     n = (all[2] == BE_F32) ? 2 : 3;
 
     return XXH3_64bits(all, n * sizeof(all[0])) | 1;

@@ -94,6 +94,7 @@ enum { CLI_COMPUTE_AUTO = 0, CLI_COMPUTE_F32, CLI_COMPUTE_BF16 };
 enum { CLI_WEIGHTS_AUTO = 0, CLI_WEIGHTS_BF16, CLI_WEIGHTS_FP8,
        CLI_WEIGHTS_INT8, CLI_WEIGHTS_INT4 };
 enum { CLI_KV_AUTO = 0, CLI_KV_FP8 };
+enum { CLI_INPUTS_AUTO = 0, CLI_INPUTS_BF16, CLI_INPUTS_FP8 };
 enum { CLI_LOAD_AUTO = 0, CLI_LOAD_MAP, CLI_LOAD_COPY };
 enum { CLI_LOG_ERROR = 0, CLI_LOG_WARN, CLI_LOG_NOTICE, CLI_LOG_INFO,
        CLI_LOG_DEBUG };
@@ -108,6 +109,7 @@ typedef struct {
     uint32_t     threads;            /* per rank; set after parsing */
     uint32_t     compute;            /* CLI_COMPUTE_… */
     uint32_t     weights;            /* CLI_WEIGHTS_… */
+    uint32_t     expert_inputs;      /* CLI_INPUTS_… */
     uint32_t     load;               /* CLI_LOAD_… */
     uint32_t     pin;                /* first CPU, UINT32_MAX: none */
     const char  *kernels;            /* kernel path or NULL */

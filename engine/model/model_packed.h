@@ -11,7 +11,7 @@
  * All numbers are little endian.
  *
  *     header   0  "llmpack\n"              32  file's size
- *              8  version, 1 (u32)         40  fingerprint of the source
+ *              8  version, 2 (u32)         40  fingerprint of the source
  *             12  type of matrices (u32)   48  hash of its configuration
  *             16  entries (u32)            56  XXH3 of all before the
  *             20  bytes of names (u32)         payloads, these 8 bytes zero
@@ -43,7 +43,7 @@
 
 #define MODEL_PACKED_NAME     SHARD_PACKED
 #define MODEL_PACKED_MAGIC    "llmpack\n"
-#define MODEL_PACKED_VERSION  1
+#define MODEL_PACKED_VERSION  2
 #define MODEL_PACKED_HEADER   64
 #define MODEL_PACKED_ENTRY    48
 #define MODEL_PACKED_ALIGN    64

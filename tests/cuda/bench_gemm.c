@@ -41,7 +41,8 @@ typedef struct {
 
 
 static void ceilings(ceiling_t *c, uint32_t side, size_t bytes);
-static void bench(const shape_t *s, cu_mm_type_t type, const ceiling_t *c);
+static void bench(const shape_t *s, cu_mm_type_t type, int fp8,
+    const ceiling_t *c);
 static void dense(cu_mm_type_t type, uint32_t n, uint32_t k, int tiny);
 
 
@@ -75,7 +76,7 @@ main(int argc, char **argv)
     int         tiny;
     size_t      i, n;
     ceiling_t   c;
-    uint32_t    type;
+    uint32_t    type, kind;
 
     tiny = (argc > 1 && strcmp(argv[1], "--small") == 0);
 
@@ -85,9 +86,14 @@ main(int argc, char **argv)
     n = tiny ? sizeof(small) / sizeof(shape_t)
              : sizeof(shapes) / sizeof(shape_t);
 
-    for (type = CU_MM_BF16; type <= CU_MM_INT4; type++) {
+    /* the last one: INT4 with rows in FP8 */
+
+    for (kind = 0; kind <= CU_MM_INT4 + 1; kind++) {
+        type = kind < CU_MM_INT4 ? kind : CU_MM_INT4;
+
         for (i = 0; i < n; i++) {
-            bench(tiny ? &small[i] : &shapes[i], (cu_mm_type_t) type, &c);
+            bench(tiny ? &small[i] : &shapes[i], (cu_mm_type_t) type,
+                  kind == CU_MM_FP8 || kind > CU_MM_INT4, &c);
         }
     }
 
@@ -261,7 +267,7 @@ product(void *ctx)
 
 
 static void
-bench(const shape_t *s, cu_mm_type_t type, const ceiling_t *c)
+bench(const shape_t *s, cu_mm_type_t type, int fp8, const ceiling_t *c)
 {
     void          *w, *maps, *m, *offset;
     size_t         each, bytes;
@@ -318,12 +324,12 @@ bench(const shape_t *s, cu_mm_type_t type, const ceiling_t *c)
     p.g.ldy = s->n;
     p.g.x.ld = s->k;
     p.g.x.ld_scale = (rows + 3) / 4 * 4;
-    p.g.x.x = numbers(type == CU_MM_FP8 ? CU_MM_FP8 : CU_MM_BF16,
-                      (size_t) rows * s->k * (type == CU_MM_FP8 ? 1 : 2));
+    p.g.x.x = numbers(fp8 ? CU_MM_FP8 : CU_MM_BF16,
+                      (size_t) rows * s->k * (fp8 ? 1 : 2));
     p.maps = maps;
     p.type = type;
 
-    if (type == CU_MM_FP8) {
+    if (fp8) {
         p.g.x.scale = scales((size_t) blocks * p.g.x.ld_scale);
     }
 
@@ -333,9 +339,9 @@ bench(const shape_t *s, cu_mm_type_t type, const ceiling_t *c)
     flops = 2.0 * rows * s->n * (double) s->k;
     bytes = each * s->groups;
 
-    printf("%-4s %-20s %5u rows each, %u x %u: %8.1f us, %6.1f TFLOP/s",
-           type_name[type], s->name, s->rows, s->n, s->k, t * 1e6,
-           flops / t * 1e-12);
+    printf("%-4s x %-4s %-20s %5u rows each, %u x %u: %8.1f us, "
+           "%6.1f TFLOP/s", type_name[type], fp8 ? "FP8" : "BF16", s->name,
+           s->rows, s->n, s->k, t * 1e6, flops / t * 1e-12);
 
     if (s->decode) {
         printf(", %5.0f GB/s, %2.0f %% of a copy",

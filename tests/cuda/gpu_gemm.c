@@ -1,7 +1,7 @@
 /*
  * Grouped products beside float64: every type and tile, odd sizes, groups
  * without rows, rows that are not there; and that a row's bits depend on
- * nothing but the row.
+ * nothing but the row.  The kernel for any shape has to give as much.
  */
 
 #include "backend/be_quant.h"
@@ -11,8 +11,15 @@
 
 #define SPARE  7                     /* rows behind the last one */
 
+/* Types of matrices, and INT4 with rows in FP8. */
+#define KINDS      4
+#define KIND_W4A8  3
+
+#define SIMPLE     1                 /* as a tile: the kernel for any shape */
+
 typedef struct {
     cu_mm_type_t  type;
+    int           fp8;               /* rows are */
     uint32_t      groups;
     uint32_t      n;
     uint32_t      k;
@@ -80,7 +87,7 @@ make_rows(work_t *t)
     blocks = (t->k + 127) / 128;
     t->x = get((size_t) t->rows * t->k * sizeof(double));
 
-    if (t->type != CU_MM_FP8) {
+    if (!t->fp8) {
         t->ld = (t->k + 63) / 64 * 64;
         t->size_x = (size_t) (t->rows + SPARE) * t->ld * 2;
         t->raw_x = get(t->size_x);
@@ -188,7 +195,8 @@ make_matrix(work_t *t, uint32_t g, cu_matrix_t *m)
                 for (r = 0; r < BE_PANEL && i * 16 + r < t->n; r++) {
                     for (c = 0; c < BE_CHUNK && j * 128 + c < t->k; c++) {
                         w[(size_t) (i * 16 + r) * t->k + j * 128 + c] =
-                            from_bf16(to_bf16(y[c * BE_PANEL + r]));
+                            t->fp8 ? y[c * BE_PANEL + r]
+                                   : from_bf16(to_bf16(y[c * BE_PANEL + r]));
                     }
                 }
             }
@@ -243,15 +251,18 @@ make_matrix(work_t *t, uint32_t g, cu_matrix_t *m)
 
 
 static void
-make(work_t *t, cu_mm_type_t type, uint32_t groups, const uint32_t *count,
+make(work_t *t, uint32_t kind, uint32_t groups, const uint32_t *count,
     uint32_t n, uint32_t k)
 {
     uint32_t      g;
     CUtensorMap  *maps;
     cu_matrix_t  *m;
+    cu_mm_type_t  type;
 
     memset(t, 0, sizeof(work_t));
+    type = (kind == KIND_W4A8) ? CU_MM_INT4 : (cu_mm_type_t) kind;
     t->type = type;
+    t->fp8 = (kind == CU_MM_FP8 || kind == KIND_W4A8);
     t->groups = groups;
     t->n = n;
     t->k = k;
@@ -378,7 +389,8 @@ run(work_t *t, uint32_t tile, int pointers, float *out)
     t->p.g.py = py;
     t->p.tile = tile;
 
-    CU_OK(cu_gemm_grouped(&t->p, NULL));
+    CU_OK(tile == SIMPLE ? cu_mm_grouped_simple(&t->p.g, NULL)
+                         : cu_gemm_grouped(&t->p, NULL));
     CU_OK(cudaDeviceSynchronize());
     cu_get(out, y, size);
 
@@ -397,7 +409,7 @@ check(work_t *t, uint32_t tile, int pointers)
 
     out = get((size_t) (t->rows + SPARE) * t->n * sizeof(float));
     run(t, tile, pointers, out);
-    loose = (t->type == CU_MM_FP8) ? 4e-4 : 2e-6;
+    loose = t->fp8 ? 4e-4 : 2e-6;
 
     for (g = 0; g < t->groups; g++) {
         for (r = t->offset[g]; r < t->offset[g + 1]; r++) {
@@ -409,10 +421,10 @@ check(work_t *t, uint32_t tile, int pointers)
                 if (!(fabs(out[(size_t) at * t->n + c] - w)
                       <= size * loose + 1e-6))
                 {
-                    fail_msg("type %d, tile %u, group %u, row %u, output %u "
-                             "of %u, k %u: %g, not %g", (int) t->type, tile,
-                             g, r, c, t->n, t->k,
-                             out[(size_t) at * t->n + c], w);
+                    fail_msg("type %d%s, tile %u, group %u, row %u, output %u "
+                             "of %u, k %u: %g, not %g", (int) t->type,
+                             t->fp8 ? ", FP8" : "", tile, g, r, c, t->n,
+                             t->k, out[(size_t) at * t->n + c], w);
                 }
             }
         }
@@ -428,22 +440,31 @@ check(work_t *t, uint32_t tile, int pointers)
 }
 
 
+static uint32_t
+most(const work_t *t)
+{
+    return (t->type == CU_MM_INT4 && t->fp8) ? 64 : 128;
+}
+
+
 static void
 test_tiles(void **state)
 {
     work_t              t;
-    uint32_t            type, tile;
+    uint32_t            kind, tile;
 
     static const uint32_t  count[] = { 3, 0, 1, 17, 0, 9, 0 };
 
     (void) state;
 
-    for (type = CU_MM_BF16; type <= CU_MM_INT4; type++) {
-        make(&t, (cu_mm_type_t) type, 7, count, 144, 320);
+    for (kind = 0; kind < KINDS; kind++) {
+        make(&t, kind, 7, count, 144, 320);
 
-        for (tile = 8; tile <= 128; tile *= 2) {
+        for (tile = 8; tile <= most(&t); tile *= 2) {
             check(&t, tile, tile % 3 == 2);
         }
+
+        check(&t, SIMPLE, 0);
 
         drop(&t);
     }
@@ -454,11 +475,11 @@ static void
 test_shapes(void **state)
 {
     work_t    t;
-    uint32_t  type, i, j, n, k, groups, count[9];
+    uint32_t  kind, i, j, n, k, groups, count[9];
 
     (void) state;
 
-    for (type = CU_MM_BF16; type <= CU_MM_INT4; type++) {
+    for (kind = 0; kind < KINDS; kind++) {
         for (i = 0; i < 6; i++) {
             groups = 1 + cu_random(9);
             n = 1 + cu_random(300);
@@ -470,7 +491,7 @@ test_shapes(void **state)
 
             count[cu_random(groups)] += 1 + (i == 0 ? 150 : 0);
 
-            make(&t, (cu_mm_type_t) type, groups, count, n, k);
+            make(&t, kind, groups, count, n, k);
             check(&t, 0, (int) (i % 2));
             drop(&t);
         }
@@ -484,22 +505,22 @@ static void
 test_many(void **state)
 {
     work_t    t;
-    uint32_t  type, i, count[40];
+    uint32_t  kind, i, count[40];
 
     (void) state;
 
-    for (type = CU_MM_BF16; type <= CU_MM_INT4; type++) {
+    for (kind = 0; kind < KINDS; kind++) {
         for (i = 0; i < 40; i++) {
             count[i] = cu_random(4);
         }
 
         count[0] = 1;
-        make(&t, (cu_mm_type_t) type, 40, count, 130, 64);
+        make(&t, kind, 40, count, 130, 64);
         check(&t, 0, 1);
         drop(&t);
 
         count[0] = 1;
-        make(&t, (cu_mm_type_t) type, 1, count, 16, 128);
+        make(&t, kind, 1, count, 16, 128);
         check(&t, 0, 0);
         drop(&t);
     }
@@ -513,14 +534,14 @@ test_alone(void **state)
 {
     float     *all, *one;
     work_t     t;
-    uint32_t   type, r, count[2];
+    uint32_t   kind, r, count[2];
 
     (void) state;
 
-    for (type = CU_MM_BF16; type <= CU_MM_INT4; type++) {
+    for (kind = 0; kind < KINDS; kind++) {
         count[0] = 5;
         count[1] = 70;
-        make(&t, (cu_mm_type_t) type, 2, count, 200, 256);
+        make(&t, kind, 2, count, 200, 256);
         all = get((size_t) (t.rows + SPARE) * t.n * sizeof(float));
         one = get((size_t) (t.rows + SPARE) * t.n * sizeof(float));
         run(&t, CU_GEMM_FIXED, 0, all);
@@ -553,15 +574,15 @@ test_dense(void **state)
     work_t       t;
     cu_mm_t      p;
     double       w, size;
-    uint32_t     type, r, c, way, count;
+    uint32_t     kind, r, c, way, count;
     uint16_t    *h;
     cu_matrix_t  m;
 
     (void) state;
     count = 33;
 
-    for (type = CU_MM_BF16; type <= CU_MM_INT4; type++) {
-        make(&t, (cu_mm_type_t) type, 1, &count, 160, 192);
+    for (kind = 0; kind < KINDS; kind++) {
+        make(&t, kind, 1, &count, 160, 192);
         cu_get(&m, t.dev_m, sizeof(m));
         f = get((size_t) count * t.n * sizeof(float));
         h = (uint16_t *) f;
@@ -619,25 +640,26 @@ test_act(void **state)
     size_t      size, size_scale;
     uint8_t    *a, *b;
     cu_src_t    src;
-    uint32_t    type, tile, r, c, way, ld, ld_scale, all, n;
+    uint32_t    kind, tile, r, c, way, ld, ld_scale, all, n, bytes;
 
     static const uint32_t  count[] = { 5, 0, 30, 1 };
 
     (void) state;
     n = 200;
 
-    for (type = CU_MM_BF16; type <= CU_MM_INT4; type++) {
-        make(&t, (cu_mm_type_t) type, 4, count, n, 200);
-        make(&up, (cu_mm_type_t) type, 4, count, n, 200);
+    for (kind = 0; kind < KINDS; kind++) {
+        make(&t, kind, 4, count, n, 200);
+        make(&up, kind, 4, count, n, 200);
         all = t.rows + SPARE;
         ld = (n + 127) / 128 * 128;
         ld_scale = (all + 3) / 4 * 4;
-        size = (size_t) all * ld * (type == CU_MM_FP8 ? 1 : 2);
+        bytes = t.fp8 ? 1 : 2;
+        size = (size_t) all * ld * bytes;
         size_scale = 2 * ld_scale * sizeof(float);
         a = get(size);
         b = get(size);
 
-        for (tile = 8; tile <= 128; tile *= 2) {
+        for (tile = 8; tile <= most(&t); tile *= 2) {
             y = cu_put(NULL, 2 * (size_t) all * n * sizeof(float));
 
             for (way = 0; way < 2; way++) {
@@ -666,7 +688,7 @@ test_act(void **state)
             src.rows = t.rows;
             src.dim = n;
             t.p.act.x = act[0];
-            t.p.act.scale = (type == CU_MM_FP8) ? scale[0] : NULL;
+            t.p.act.scale = t.fp8 ? scale[0] : NULL;
             t.p.act.ld = ld;
             t.p.act.ld_scale = ld_scale;
             CU_OK(cu_act(&src, &t.p.act, NULL));
@@ -674,11 +696,11 @@ test_act(void **state)
             t.p.m_up = up.dev_m;
             t.p.maps_up = up.dev_maps;
             t.p.act.x = act[1];
-            t.p.act.scale = (type == CU_MM_FP8) ? scale[1] : NULL;
+            t.p.act.scale = t.fp8 ? scale[1] : NULL;
             CU_OK(cu_gemm_grouped(&t.p, NULL));
             CU_OK(cudaDeviceSynchronize());
 
-            if (type == CU_MM_FP8) {
+            if (t.fp8) {
                 cu_get(a, scale[0], size_scale);
                 cu_get(b, scale[1], size_scale);
                 assert_memory_equal(a, b, size_scale);
@@ -688,13 +710,12 @@ test_act(void **state)
             cu_get(b, act[1], size);
 
             for (r = 0; r < all; r++) {
-                for (c = 0; c < n * (type == CU_MM_FP8 ? 1 : 2); c++) {
-                    size_t  at = (size_t) r * ld * (type == CU_MM_FP8 ? 1 : 2)
-                                 + c;
+                for (c = 0; c < n * bytes; c++) {
+                    size_t  at = (size_t) r * ld * bytes + c;
 
                     if (a[at] != b[at]) {
-                        fail_msg("type %u, tile %u, row %u, byte %u: %u, not "
-                                 "%u", type, tile, r, c, b[at], a[at]);
+                        fail_msg("kind %u, tile %u, row %u, byte %u: %u, not "
+                                 "%u", kind, tile, r, c, b[at], a[at]);
                     }
                 }
             }
@@ -746,6 +767,22 @@ test_refused(void **state)
 
     t.p.g.rows = 0;
     CU_OK(cu_gemm_grouped(&t.p, NULL));
+
+    drop(&t);
+
+    /* rows in FP8 */
+
+    make(&t, KIND_W4A8, 1, &count, 8, 64);
+    t.p.g.y = out;
+    t.p.g.ldy = 8;
+    t.p.tile = 128;
+    assert_int_equal(cu_gemm_grouped(&t.p, NULL), cudaErrorInvalidValue);
+    t.p.tile = 0;
+
+    t.p.g.x.ld_scale = 2;
+    assert_int_equal(cu_gemm_grouped(&t.p, NULL), cudaErrorInvalidValue);
+    t.p.type = CU_MM_BF16;
+    assert_int_equal(cu_gemm_grouped(&t.p, NULL), cudaErrorInvalidValue);
 
     drop(&t);
 }

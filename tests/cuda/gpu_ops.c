@@ -26,6 +26,7 @@ typedef struct {
 static both_t  both;
 static int     of_expert;            /* matrices are */
 static int     own;                  /* without cuBLASLt */
+static int     fp8_inputs;           /* inputs in FP8, matrices not */
 
 
 static int
@@ -565,7 +566,8 @@ experts(be_dtype_t dtype, uint32_t rows, uint32_t n, uint32_t top_k,
 
     got = get(dc, pairs * hidden * sizeof(float));
     near(got, c, pairs * hidden,
-         dtype == BE_F8E4M3 ? 2 * FP8_TOL : 2 * BF16_TOL, "experts");
+         dtype == BE_F8E4M3 || fp8_inputs ? 2 * FP8_TOL : 2 * BF16_TOL,
+         "experts");
 
     /* combined: of the same contributions exactly what the CPU has with fma */
 
@@ -625,23 +627,27 @@ begin_nothing(void)
 }
 
 
-/* The same codes and scales as the CPU's: only BF16's rounding is between. */
+/*
+ * The same codes and scales as the CPU's: only BF16's rounding is between, or
+ * that of inputs to FP8.
+ */
 
 static void
-test_int4(void **state)
+int4(be_dtype_t inputs)
 {
     both_t        old;
     be_options_t  opt;
 
-    (void) state;
-
     old = both;
+    fp8_inputs = (inputs == BE_F8E4M3);
     memset(&opt, 0, sizeof(opt));
     opt.weights = BE_INT4;
     opt.threads = 1;
     opt.pin = -1;
     both.cpu = be_cpu_open(&opt, both.err);
     opt.compute = BE_BF16;
+    opt.path = own ? "sm90-own" : NULL;
+    opt.expert_inputs = inputs;
     both.cuda = be_cuda_open(&opt, both.err);
     assert_true(both.cpu != NULL && both.cuda != NULL);
 
@@ -654,6 +660,17 @@ test_int4(void **state)
 
     (void) teardown(NULL);
     both = old;
+    fp8_inputs = 0;
+}
+
+
+static void
+test_int4(void **state)
+{
+    (void) state;
+
+    int4(BE_F32);
+    int4(BE_F8E4M3);
 }
 
 

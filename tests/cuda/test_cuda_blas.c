@@ -117,7 +117,7 @@ scales(size_t n, void **dev)
 }
 
 
-/* `batch` heads beside each other in lines of x and y, as attention has them. */
+/* `batch` heads beside each other in lines of x and y, as in attention. */
 
 static void
 make(work_t *t, int fp8, uint32_t rows, uint32_t n, uint32_t k,

@@ -15,8 +15,8 @@ PANEL, CHUNK = 16, 128
 F32, BF16, FP8, INT8, INT4 = range(5)
 MATRIX, FLOATS, KEYS, VALUES, TABLE = range(5)
 
-LEVELS = np.array([-127, -102, -81, -64, -49, -35, -22, -11,
-                   0, 12, 24, 37, 51, 66, 84, 107], np.float64)
+LEVELS = np.array([-112, -88, -72, -56, -44, -32, -20, -9,
+                   0, 11, 22, 32, 44, 56, 72, 96], np.float64)
 
 
 class Entry:
@@ -97,7 +97,7 @@ class Packed:
             raise ValueError(f'{path}: no packed weights')
         version, self.dtype, count, length, begin = struct.unpack(
             '<4IQ', head[8:32])
-        if version != 1:
+        if version != 2:
             raise ValueError(f'{path}: version {version}')
         table = data[64:64 + 48 * count].tobytes()
         names = data[64 + 48 * count:64 + 48 * count + length].tobytes()

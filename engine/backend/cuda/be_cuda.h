@@ -297,6 +297,9 @@ void be_cuda_draw(be_t *be, const float *logits, uint32_t rows,
 /* Memory that held a product's inputs has new content. */
 void be_cuda_wrote(be_cuda_t *cuda, const float *y);
 
+/* The type of inputs of products with matrices of that type: BF16 or FP8. */
+cu_mm_type_t be_cuda_act_type(const be_cuda_t *cuda, cu_mm_type_t type);
+
 /* Room for rows of inputs of a product with matrices of that type. */
 int be_cuda_act(be_cuda_t *cuda, cuda_scratch_t use, cu_mm_type_t type,
     uint32_t rows, uint32_t dim, cu_act_t *act);

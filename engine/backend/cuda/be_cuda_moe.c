@@ -327,7 +327,8 @@ moe_gated(be_cuda_t *cuda, const be_mlp_t *mlp, cu_gemm_t *p)
     p->tile = cuda->opt.fixed ? CU_GEMM_FIXED : 0;
 
     if (mlp->w3->m.type != p->type
-        || (mlp->w2->m.type == CU_MM_FP8) != (p->type == CU_MM_FP8))
+        || be_cuda_act_type(cuda, mlp->w2->m.type)
+           != be_cuda_act_type(cuda, p->type))
     {
         return 1;
     }

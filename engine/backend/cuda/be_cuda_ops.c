@@ -23,6 +23,23 @@ be_cuda_wrote(be_cuda_t *cuda, const float *y)
 }
 
 
+cu_mm_type_t
+be_cuda_act_type(const be_cuda_t *cuda, cu_mm_type_t type)
+{
+    be_dtype_t  inputs;
+
+    inputs = cuda->opt.expert_inputs;
+
+    if (type == CU_MM_INT4
+        && (inputs == BE_F8E4M3 || (inputs != BE_BF16 && cuda->fp8)))
+    {
+        return CU_MM_FP8;
+    }
+
+    return (type == CU_MM_FP8) ? CU_MM_FP8 : CU_MM_BF16;
+}
+
+
 int
 be_cuda_act(be_cuda_t *cuda, cuda_scratch_t use, cu_mm_type_t type,
     uint32_t rows, uint32_t dim, cu_act_t *act)
@@ -31,8 +48,7 @@ be_cuda_act(be_cuda_t *cuda, cuda_scratch_t use, cu_mm_type_t type,
     uint8_t  *p;
 
     memset(act, 0, sizeof(cu_act_t));
-
-    /* weights in INT4 are multiplied with BF16 */
+    type = be_cuda_act_type(cuda, type);
 
     if (type == CU_MM_FP8) {
         act->ld = (dim + CU_GROUP - 1) / CU_GROUP * CU_GROUP;
@@ -67,7 +83,7 @@ be_cuda_input(be_cuda_t *cuda, const float *x, uint32_t all, uint32_t row,
     cu_src_t        src;
     cuda_scratch_t  use;
 
-    type = (type == CU_MM_FP8) ? CU_MM_FP8 : CU_MM_BF16;
+    type = be_cuda_act_type(cuda, type);
     known = (cuda->made == x && cuda->made_rows == all
              && cuda->made_dim == dim);
 

@@ -54,11 +54,7 @@ be_cuda_peer_open(be_t *be, const be_peer_options_t *opt, char *err)
 
     p->cuda = cuda;
     p->opt = *opt;
-    p->type = opt->expert->w1->m.type;
-
-    if (p->type == CU_MM_INT4) {
-        p->type = CU_MM_BF16;
-    }
+    p->type = be_cuda_act_type(cuda, opt->expert->w1->m.type);
 
     p->e.ranks = opt->ranks;
     p->e.rank = opt->rank;

@@ -60,7 +60,7 @@ cu_gemm_grouped(const cu_gemm_t *p, void *stream)
     l.blocks = (uint32_t) count;
     k = p->g.k;
 
-    if (p->type != CU_MM_FP8) {
+    if (p->g.x.scale == NULL) {
         rc = cu_map_2d_ld(&l.x, CU_BF16, p->g.x.x, k, p->g.rows, p->g.x.ld,
                           64, l.tile);
 
@@ -81,7 +81,12 @@ cu_gemm_grouped(const cu_gemm_t *p, void *stream)
                           l.tile, 1);
     }
 
-    return (rc == 0) ? cu_gemm_fp8(p, &l) : rc;
+    if (rc != 0) {
+        return rc;
+    }
+
+    return (p->type == CU_MM_FP8) ? cu_gemm_fp8(p, &l)
+                                  : cu_gemm_int4_fp8(p, &l);
 }
 
 
@@ -125,18 +130,20 @@ cu_gemm(const cu_mm_t *p, const cu_matrix_t *m, uint32_t tile, void *stream)
 static int
 gemm_possible(const cu_gemm_t *p)
 {
+    int       fp8;
     uint32_t  size;
 
-    size = (p->type == CU_MM_FP8) ? 1 : 2;
+    fp8 = (p->g.x.scale != NULL);
+    size = fp8 ? 1 : 2;
 
     return p->g.groups <= CU_GEMM_GROUPS
            && p->g.n != 0
            && p->g.k != 0
            && (uintptr_t) p->g.x.x % 16 == 0
            && (size_t) p->g.x.ld * size % 16 == 0
-           && (p->type != CU_MM_FP8
-               || (p->g.x.scale != NULL
-                   && (uintptr_t) p->g.x.scale % 16 == 0
+           && (p->type == CU_MM_INT4 || fp8 == (p->type == CU_MM_FP8))
+           && (!fp8
+               || ((uintptr_t) p->g.x.scale % 16 == 0
                    && p->g.x.ld_scale % 4 == 0
                    && p->g.x.ld_scale >= p->g.rows))
            && (p->g.offset != NULL || p->g.groups == 1)
@@ -144,7 +151,7 @@ gemm_possible(const cu_gemm_t *p)
            && (p->g.py == NULL || (!p->narrow && !p->add))
            && (p->m_up == NULL
                || (p->act.x != NULL
-                   && (p->type == CU_MM_FP8) == (p->act.scale != NULL)
+                   && fp8 == (p->act.scale != NULL)
                    && (p->type == CU_MM_INT4 || p->maps_up != NULL
                        || p->g.groups == 1)));
 }
@@ -160,7 +167,8 @@ cu_gemm_tile(const cu_gemm_t *p)
 {
     uint32_t  tile, rows, most;
 
-    most = (p->m_up != NULL) ? 64 : 128;
+    most = (p->m_up != NULL
+            || (p->type == CU_MM_INT4 && p->g.x.scale != NULL)) ? 64 : 128;
 
     rows = p->g.rows / p->g.groups;
 

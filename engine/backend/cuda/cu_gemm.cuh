@@ -3,17 +3,18 @@
  * one, or two whose results become silu(first) * second.
  *
  * Shared memory, a stage of the ring: the matrix's part, the rows' part, and
- * (FP8) the rows' scales.  BF16: 64 elements of K, 128 x 128 and NT x 128
- * bytes with the 128-byte swizzle.  FP8: the same with 128 elements.  INT4:
- * 128 elements, eight chunks as they lie in memory, and rows twice NT x 128
- * bytes.  The rows lie in front, matrices follow.
+ * (of rows in FP8) the rows' scales.  BF16: 64 elements of K, 128 x 128 and NT
+ * x 128 bytes with the 128-byte swizzle.  FP8: the same with 128 elements.
+ * INT4: 128 elements, eight chunks as they lie in memory, and rows twice NT x
+ * 128 bytes, or once in FP8.  The rows lie in front, matrices follow.
  *
  * full[s]: one arrival and the bytes of the stage's copies.  empty[s]: one
  * arrival for each of the eight computing warps.
  *
  * Registers of a computing thread, with NT rows: NT / 2 sums of each matrix,
- * FP8 as many of one again; outputs 64 w + 16 (warp % 4) + lane / 4 and 8 more of warpgroup w,
- * rows 8 j + 2 (lane % 4) and the next one.
+ * FP8 as many of one again, INT4 with FP8 twice as many; outputs 64 w + 16
+ * (warp % 4) + lane / 4 and 8 more of warpgroup w, rows 8 j + 2 (lane % 4) and
+ * the next one.
  */
 
 #ifndef CU_GEMM_CUH
@@ -23,6 +24,7 @@
 #include "cu_ptx.cuh"
 #include "backend/cuda/cu_gemm.h"
 #include "backend/cuda/cu_gemm_int.h"
+#include "cu_gemm_int4.cuh"
 
 
 #define GEMM_N        128            /* outputs of a tile */
@@ -30,9 +32,16 @@
 #define GEMM_WARPS    8
 #define GEMM_STAGES   16             /* at most */
 #define GEMM_BAND     8              /* tiles of rows beside each other */
-#define GEMM_CHUNK    1152           /* INT4: 16 outputs by 128 elements */
-#define GEMM_SCALES   128            /* bytes of them in front */
 
+
+/* Types of matrices, each with the rows that it wants, and one with others. */
+
+typedef enum {
+    GEMM_BF16 = CU_MM_BF16,
+    GEMM_FP8 = CU_MM_FP8,
+    GEMM_INT4 = CU_MM_INT4,
+    GEMM_INT4_FP8                    /* rows in FP8 */
+} gemm_type_t;
 
 /* What a launch is told, beside the maps. */
 
@@ -56,15 +65,17 @@ typedef struct {
     cu_act_t             act;
 } gemm_args_t;
 
-template <cu_mm_type_t TYPE, int NT, int PARTS>
+template <gemm_type_t TYPE, int NT, int PARTS>
 struct gemm_shape_t {
-    static constexpr uint32_t  k = (TYPE == CU_MM_BF16) ? 64 : 128;
-    static constexpr uint32_t  w = (TYPE == CU_MM_INT4) ? 8 * GEMM_CHUNK
-                                                        : GEMM_N * 128;
-    static constexpr uint32_t  x = (TYPE == CU_MM_INT4) ? 2 * NT * 128
-                                                        : NT * 128;
-    static constexpr uint32_t  scale = (TYPE == CU_MM_FP8)
-                                       ? 1024 : 0;
+    static constexpr bool      codes = (TYPE == GEMM_INT4
+                                        || TYPE == GEMM_INT4_FP8);
+    static constexpr bool      scaled = (TYPE == GEMM_FP8
+                                         || TYPE == GEMM_INT4_FP8);
+    static constexpr uint32_t  k = (TYPE == GEMM_BF16) ? 64 : 128;
+    static constexpr uint32_t  w = codes ? 8 * GEMM_CHUNK : GEMM_N * 128;
+    static constexpr uint32_t  x = (TYPE == GEMM_INT4) ? 2 * NT * 128
+                                                       : NT * 128;
+    static constexpr uint32_t  scale = scaled ? 1024 : 0;
     static constexpr uint32_t  stage = PARTS * w + x + scale;
     static constexpr uint32_t  most = (CU_SMEM_MAX - 8192) / stage;
     static constexpr uint32_t  stages = (most < GEMM_STAGES) ? most
@@ -88,6 +99,9 @@ typedef struct {
     uint32_t  col;                   /* the first output */
     int       again;                 /* the matrix's part is read again */
 } gemm_tile_t;
+
+
+#include "cu_gemm_store.cuh"
 
 
 /* --- which tile -------------------------------------------------------- */
@@ -195,7 +209,7 @@ gemm_panels(const cu_matrix_t *m, const gemm_tile_t &t, uint32_t blocks)
 }
 
 
-template <cu_mm_type_t TYPE, int NT, int PARTS>
+template <gemm_type_t TYPE, int NT, int PARTS>
 static __device__ __forceinline__ void
 gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
     const CUtensorMap *w, const CUtensorMap *w_up, const CUtensorMap *x,
@@ -235,7 +249,7 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
             known = t.group;
         }
 
-        if (TYPE == CU_MM_INT4) {
+        if (shape::codes) {
             codes[0] = gemm_panels(a.m, t, blocks);
             codes[1] = (PARTS == 2) ? gemm_panels(a.m_up, t, blocks)
                                     : NULL;
@@ -244,9 +258,9 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
         }
 
         keep = t.again ? CU_KEEP_NORMAL : CU_KEEP_FIRST;
-        bytes = shape::x + PARTS * (TYPE == CU_MM_INT4 ? panels * GEMM_CHUNK
-                                                       : shape::w);
-        bytes += (TYPE == CU_MM_FP8) ? NT * 4 : 0;
+        bytes = shape::x
+                + PARTS * (shape::codes ? panels * GEMM_CHUNK : shape::w);
+        bytes += shape::scaled ? NT * 4 : 0;
 
         for (block = 0; block < blocks; block++) {
             p = ring + s * shape::stage;
@@ -258,7 +272,7 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
             for (part = 0; part < PARTS; part++) {
                 q = p + shape::x + part * shape::w;
 
-                if constexpr (TYPE == CU_MM_INT4) {
+                if constexpr (shape::codes) {
                     for (i = 0; i < panels; i++) {
                         cu_bulk_load(q + i * GEMM_CHUNK,
                                      codes[part]
@@ -277,12 +291,12 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
             cu_tma_load_2d(p, x, &head->full[s], (int) (block * shape::k),
                            (int) t.row);
 
-            if (TYPE == CU_MM_INT4) {
+            if (TYPE == GEMM_INT4) {
                 cu_tma_load_2d(p + NT * 128, x, &head->full[s],
                                (int) (block * 128 + 64), (int) t.row);
             }
 
-            if (TYPE == CU_MM_FP8) {
+            if (shape::scaled) {
                 cu_tma_load_2d(p + shape::x + PARTS * shape::w, scale,
                                &head->full[s], (int) t.row, (int) block);
             }
@@ -297,72 +311,6 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
 
 
 /* --- computing --------------------------------------------------------- */
-
-/*
- * INT4: one half byte stands for BF16 `level`; these are the high and the low
- * bytes of the sixteen, for __byte_perm().
- */
-
-#define GEMM_HIGH_0  0xc2c2c2c2u     /* -64 -81 -102 -127 */
-#define GEMM_HIGH_1  0xc1c1c2c2u     /* -11 -22 -35 -49 */
-#define GEMM_HIGH_2  0x42414100u     /* 37 24 12 0 */
-#define GEMM_HIGH_3  0x42424242u     /* 107 84 66 51 */
-#define GEMM_LOW_0   0x80a2ccfeu
-#define GEMM_LOW_1   0x30b00c44u
-#define GEMM_LOW_2   0x14c04000u
-#define GEMM_LOW_3   0xd6a8844cu
-
-/*
- * Four half bytes, 4 bits each of the lower half of `t`, as BF16: the first
- * and the third to `even`, the second and the fourth to `odd`.
- */
-
-static __device__ __forceinline__ void
-gemm_levels(uint32_t t, uint32_t *even, uint32_t *odd)
-{
-    uint32_t  at, upper, high, low;
-
-    at = t & 0x7777;
-    upper = 0x3210 | (t >> 1 & 0x4444);
-
-    high = __byte_perm(__byte_perm(GEMM_HIGH_0, GEMM_HIGH_1, at),
-                       __byte_perm(GEMM_HIGH_2, GEMM_HIGH_3, at), upper);
-    low = __byte_perm(__byte_perm(GEMM_LOW_0, GEMM_LOW_1, at),
-                      __byte_perm(GEMM_LOW_2, GEMM_LOW_3, at), upper);
-
-    *even = __byte_perm(low, high, 0x6240);
-    *odd = __byte_perm(low, high, 0x7351);
-}
-
-
-/*
- * A thread's registers of 16 elements of K, `step` of a chunk's 8: outputs o
- * and o + 8, elements 2 q, 2 q + 1 and 8 more, q = lane % 4.
- */
-
-static __device__ __forceinline__ void
-gemm_decode(const uint8_t *chunk, uint32_t o, uint32_t shift, uint32_t step,
-    uint32_t *r)
-{
-    int              i;
-    uint32_t         u, v, s;
-    const uint8_t   *code;
-
-#pragma unroll
-    for (i = 0; i < 2; i++) {
-        code = chunk + GEMM_SCALES + step * 128 + (o + 8 * i) * 4;
-
-        u = *(const uint32_t *) code >> shift;
-        v = *(const uint32_t *) (code + 64) >> shift;
-        s = *(const uint16_t *) (chunk + step / 2 * 32 + (o + 8 * i) * 2);
-        s |= s << 16;
-
-        gemm_levels((u & 0x0f0f) | (v << 4 & 0xf0f0), &r[i], &r[i + 2]);
-        r[i] = cu_mul_bf16(r[i], s);
-        r[i + 2] = cu_mul_bf16(r[i + 2], s);
-    }
-}
-
 
 /* One stage's products; `d` is the sums.  BF16: not yet committed. */
 
@@ -419,39 +367,6 @@ gemm_fp8(float *d, const uint8_t *w, const uint8_t *x, const float *scale,
 }
 
 
-/* INT4, half of a stage, 64 elements: registers, then products. */
-
-static __device__ __forceinline__ void
-gemm_half(const uint8_t *chunk, uint32_t half, uint32_t *r)
-{
-    int       k;
-    uint32_t  o, shift;
-
-    o = threadIdx.x % 32 / 4;
-    shift = 16 * (threadIdx.x % 2) + 4 * (threadIdx.x % 4 / 2);
-
-#pragma unroll
-    for (k = 0; k < 4; k++) {
-        gemm_decode(chunk, o, shift, half * 4 + k, r + 4 * k);
-    }
-}
-
-
-template <int NT>
-static __device__ __forceinline__ void
-gemm_int4(float *d, const uint32_t *r, const uint8_t *x, int first)
-{
-    int  k;
-
-#pragma unroll
-    for (k = 0; k < 4; k++) {
-        cu_wgmma_bf16_rs<NT>(d, r[4 * k], r[4 * k + 1], r[4 * k + 2],
-                             r[4 * k + 3], cu_desc_k(x + 32 * k),
-                             !first || k > 0);
-    }
-}
-
-
 /* A warp is through with a stage. */
 
 static __device__ __forceinline__ void
@@ -465,157 +380,7 @@ gemm_release(uint64_t *empty)
 }
 
 
-static __device__ __forceinline__ void
-gemm_put(const gemm_args_t &a, uint32_t row, uint32_t col, float v)
-{
-    float     *f;
-    uint16_t  *h;
-
-    if (col >= a.n) {
-        return;
-    }
-
-    if (a.narrow) {
-        h = (uint16_t *) a.y + (size_t) row * a.ldy + col;
-        v += a.add ? __uint_as_float((uint32_t) *h << 16) : 0.0f;
-        *h = (uint16_t) cu_pack_bf16(v, 0.0f);
-        return;
-    }
-
-    f = (a.py != NULL) ? a.py[row] : a.y + (size_t) row * a.ldy;
-    f[col] = a.add ? f[col] + v : v;
-}
-
-
-template <int NT>
-static __device__ __forceinline__ void
-gemm_store(const gemm_args_t &a, const gemm_tile_t &t, const float *d)
-{
-    int       i;
-    uint32_t  col, row;
-
-    col = t.col + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
-
-#pragma unroll
-    for (i = 0; i < NT / 2; i++) {
-        row = 8 * (i / 4) + 2 * (threadIdx.x % 4) + i % 2;
-
-        if (row < t.count) {
-            gemm_put(a, t.row + row, col + 8 * (i / 2 % 2), d[i]);
-        }
-    }
-}
-
-
-/*
- * silu(g) * u as inputs of the next product.  FP8: a tile is one group of 128
- * outputs, its largest element found over lanes, warps and both warpgroups;
- * the same arithmetic as cu_act().
- */
-
-template <int NT, int FP8>
-static __device__ __forceinline__ void
-gemm_store_act(const gemm_args_t &a, gemm_head_t *head, const gemm_tile_t &t,
-    float *g, const float *u)
-{
-    int        i, k;
-    float      v, scale;
-    uint8_t   *q;
-    uint16_t  *h;
-    uint32_t   col, row, warp, lane;
-
-    warp = threadIdx.x / 32;
-    lane = threadIdx.x % 32;
-    col = t.col + warp * 16 + lane / 4;
-
-#pragma unroll
-    for (i = 0; i < NT / 2; i++) {
-        g[i] = (col + 8 * (i / 2 % 2) < a.n)
-               ? g[i] / (1.0f + expf(-g[i])) * u[i] : 0.0f;
-    }
-
-    if (FP8) {
-
-#pragma unroll
-        for (i = 0; i < NT / 2; i += 4) {
-#pragma unroll
-            for (k = 0; k < 2; k++) {
-                v = fmaxf(fabsf(g[i + k]), fabsf(g[i + k + 2]));
-                v = fmaxf(v, __shfl_xor_sync(0xffffffff, v, 4));
-                v = fmaxf(v, __shfl_xor_sync(0xffffffff, v, 8));
-                v = fmaxf(v, __shfl_xor_sync(0xffffffff, v, 16));
-
-                if (lane / 4 == 0) {
-                    head->top[warp][2 * i + 2 * lane + k] = v;
-                }
-            }
-        }
-
-        cu_named_sync(1, 256);
-    }
-
-#pragma unroll
-    for (i = 0; i < NT / 2; i += 4) {
-#pragma unroll
-        for (k = 0; k < 2; k++) {
-            row = 2 * i + 2 * (lane % 4) + k;
-            scale = 0.0f;
-
-            if (FP8) {
-                v = head->top[0][row];
-
-                for (warp = 1; warp < GEMM_WARPS; warp++) {
-                    v = fmaxf(v, head->top[warp][row]);
-                }
-
-                scale = fmaxf(v, 1e-4f) / 448.0f;
-            }
-
-            if (row >= t.count) {
-                continue;
-            }
-
-            row += t.row;
-
-            if (!FP8) {
-                h = (uint16_t *) a.act.x + (size_t) row * a.act.ld + col;
-
-                if (col < a.n) {
-                    h[0] = (uint16_t) cu_pack_bf16(g[i + k], 0.0f);
-                }
-
-                if (col + 8 < a.n) {
-                    h[8] = (uint16_t) cu_pack_bf16(g[i + k + 2], 0.0f);
-                }
-
-                continue;
-            }
-
-            q = (uint8_t *) a.act.x + (size_t) row * a.act.ld + col;
-            v = 1.0f / scale;
-
-            if (threadIdx.x / 4 == 0) {
-                a.act.scale[(size_t) (t.col / 128) * a.act.ld_scale + row] =
-                    scale;
-            }
-
-            if (col < a.n) {
-                q[0] = (uint8_t) cu_pack_e4m3(g[i + k] * v, 0, 0, 0);
-            }
-
-            if (col + 8 < a.n) {
-                q[8] = (uint8_t) cu_pack_e4m3(g[i + k + 2] * v, 0, 0, 0);
-            }
-        }
-    }
-
-    if (FP8) {
-        cu_named_sync(1, 256);
-    }
-}
-
-
-template <cu_mm_type_t TYPE, int NT, int PARTS>
+template <gemm_type_t TYPE, int NT, int PARTS>
 static __device__ __forceinline__ void
 gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
 {
@@ -645,7 +410,7 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
             factors[part] = NULL;
             next[part] = 0.0f;
 
-            if (TYPE == CU_MM_FP8) {
+            if (TYPE == GEMM_FP8) {
                 factors[part] = m[t.group].scale + (size_t) (t.col / 128)
                                                    * m[t.group].ld_scale;
                 next[part] = factors[part][0];
@@ -660,14 +425,14 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
             for (part = 0; part < PARTS; part++) {
                 factor[part] = next[part];
 
-                if (TYPE == CU_MM_FP8 && block + 1 < blocks) {
+                if (TYPE == GEMM_FP8 && block + 1 < blocks) {
                     next[part] = factors[part][block + 1];
                 }
             }
 
             cu_mbar_wait(&head->full[s], turn & 1);
 
-            if constexpr (TYPE == CU_MM_BF16) {
+            if constexpr (TYPE == GEMM_BF16) {
                 cu_wgmma_fence();
 
 #pragma unroll
@@ -687,7 +452,7 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
                     gemm_release(&head->empty[last]);
                 }
 
-            } else if constexpr (TYPE == CU_MM_FP8) {
+            } else if constexpr (TYPE == GEMM_FP8) {
 #pragma unroll
                 for (part = 0; part < PARTS; part++) {
                     gemm_fp8<NT>(d[part],
@@ -699,8 +464,21 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
 
                 gemm_release(&head->empty[s]);
 
+            } else if constexpr (TYPE == GEMM_INT4_FP8) {
+#pragma unroll
+                for (part = 0; part < PARTS; part++) {
+                    gemm_int4_fp8<NT>(d[part],
+                                      w + part * shape::w
+                                      + threadIdx.x / 32 * GEMM_CHUNK, x,
+                                      (const float *) (w + PARTS * shape::w),
+                                      block == 0);
+                }
+
+                gemm_release(&head->empty[s]);
+
             } else {
-/*
+
+                /*
                  * One matrix: the other half's products are under way while
                  * this one's registers are made.  Two: they share them out.
                  */
@@ -745,7 +523,7 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
             }
         }
 
-        if (TYPE == CU_MM_BF16 || (TYPE == CU_MM_INT4 && PARTS == 1)) {
+        if (TYPE == GEMM_BF16 || (TYPE == GEMM_INT4 && PARTS == 1)) {
             cu_wgmma_wait<0>();
             gemm_release(&head->empty[last]);
         }
@@ -759,13 +537,13 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
             gemm_store<NT>(a, t, d[0]);
 
         } else {
-            gemm_store_act<NT, TYPE == CU_MM_FP8>(a, head, t, d[0], d[1]);
+            gemm_store_act<NT, shape::scaled>(a, head, t, d[0], d[1]);
         }
     }
 }
 
 
-template <cu_mm_type_t TYPE, int NT, int PARTS>
+template <gemm_type_t TYPE, int NT, int PARTS>
 static __global__ void
 __launch_bounds__(GEMM_THREADS, 1)
 gemm_kernel(const __grid_constant__ gemm_args_t a,
@@ -815,7 +593,7 @@ gemm_kernel(const __grid_constant__ gemm_args_t a,
 
 /* --- launching --------------------------------------------------------- */
 
-template <cu_mm_type_t TYPE, int NT, int PARTS>
+template <gemm_type_t TYPE, int NT, int PARTS>
 static int
 gemm_launch(const cu_gemm_t *p, const gemm_launch_t *l)
 {
@@ -860,7 +638,7 @@ gemm_launch(const cu_gemm_t *p, const gemm_launch_t *l)
 }
 
 
-template <cu_mm_type_t TYPE, int PARTS>
+template <gemm_type_t TYPE, int PARTS>
 static int
 gemm_choose(const cu_gemm_t *p, const gemm_launch_t *l)
 {
@@ -879,11 +657,14 @@ gemm_choose(const cu_gemm_t *p, const gemm_launch_t *l)
         return gemm_launch<TYPE, 64, PARTS>(p, l);
 
     case 128:
-        return gemm_launch<TYPE, 128, PARTS>(p, l);
+        if constexpr (TYPE != GEMM_INT4_FP8) {
+            return gemm_launch<TYPE, 128, PARTS>(p, l);
+        }
 
-    default:
-        return (int) cudaErrorInvalidValue;
+        break;
     }
+
+    return (int) cudaErrorInvalidValue;
 }
 
 #endif /* CU_GEMM_CUH */

@@ -7,8 +7,11 @@
  *     BF16   x BF16, sums float32
  *     FP8    x and m e4m3fn with their scales (cu_mm.h); each 128 elements of
  *            K are summed apart, scaled and added in float32
- *     INT4   x BF16, m as in be_quant.h (chunks of 16 outputs by 128): codes
- *            become level * scale, rounded to BF16, in registers
+ *     INT4   m as in be_quant.h (chunks of 16 outputs by 128).  x BF16: codes
+ *            become level * scale, rounded to BF16, in registers.  x e4m3fn
+ *            with scales, as for FP8: codes become levels, which e4m3fn has,
+ *            and each 32 elements of K are summed apart and scaled with the
+ *            matrix's scale, each 128 with that of x
  *
  * The matrix is the 64-row operand, so that one row of x costs little: tiles
  * are 128 outputs by 8 to 128 rows.  A block has a warp that fetches (TMA, a
@@ -42,12 +45,13 @@ extern "C" {
  * `g` as cu_mm_grouped_simple() takes it; g.offset NULL: one group of g.rows
  * rows.  `maps` [groups], in the device's memory, are what cu_gemm_map() made
  * of the matrices (not for INT4; with one group NULL, and `map` is used).
- * `tile`: 0, or the rows of a tile (8, 16, 32, 64, 128).  `narrow`: y is BF16;
- * `add`: adds to y; both only with y, not with py.
+ * `tile`: 0, or the rows of a tile (8, 16, 32, 64, 128; the last one not for
+ * INT4 with x in FP8).  `narrow`: y is BF16; `add`: adds to y; both only with
+ * y, not with py.  x.scale says whether x is in FP8.
  *
  * With `m_up`, matrices of the same shape and type, the results of m and m_up
  * become silu(m x) * (m_up x) and go to `act` as the next product wants them,
- * BF16, or FP8 where the matrices are FP8: as by two products and cu_act().
+ * BF16, or FP8 where x is: as by two products and cu_act().
  */
 
 typedef struct {

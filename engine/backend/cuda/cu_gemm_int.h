@@ -12,7 +12,7 @@ extern "C" {
 
 typedef struct {
     CUtensorMap   x;
-    CUtensorMap   scale;             /* of x, FP8 */
+    CUtensorMap   scale;             /* of x in FP8 */
     uint32_t      tile;
     uint32_t      blocks;            /* multiprocessors */
     void         *stream;
@@ -22,6 +22,7 @@ typedef struct {
 int cu_gemm_bf16(const cu_gemm_t *p, const gemm_launch_t *l);
 int cu_gemm_fp8(const cu_gemm_t *p, const gemm_launch_t *l);
 int cu_gemm_int4(const cu_gemm_t *p, const gemm_launch_t *l);
+int cu_gemm_int4_fp8(const cu_gemm_t *p, const gemm_launch_t *l);
 
 #ifdef __cplusplus
 }

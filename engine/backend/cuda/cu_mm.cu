@@ -7,36 +7,77 @@
 #define MM_INT4_CHUNK  (128 + 1024)  /* bytes of 16 outputs by 128 */
 
 
-/* Element k of output o of a panel; be_quant.h says how it lies there. */
+/*
+ * The level of element k of output o of a panel, and its scale; be_quant.h says
+ * how they lie there.
+ */
 
 static __device__ float
-mm_int4(const uint8_t *panel, uint32_t o, uint32_t k)
+mm_int4(const uint8_t *panel, uint32_t o, uint32_t k, float *scale)
 {
-    float            scale;
     uint32_t         code;
     const uint16_t  *scales;
 
     /* be_quant_levels */
 
     static constexpr signed char  levels[16] = {
-        -127, -102, -81, -64, -49, -35, -22, -11, 0, 12, 24, 37, 51, 66, 84,
-        107
+        -112, -88, -72, -56, -44, -32, -20, -9, 0, 11, 22, 32, 44, 56, 72, 96
     };
 
     panel += (size_t) (k / CU_GROUP) * MM_INT4_CHUNK;
     k %= CU_GROUP;
     scales = (const uint16_t *) panel;
-    scale = cu_from_bf16(scales[k / 32 * 16 + o]);
+    *scale = cu_from_bf16(scales[k / 32 * 16 + o]);
 
     code = panel[128 + k / 8 * 64 + o * 4 + k % 4] >> (k % 8 / 4 * 4) & 15;
 
-    return cu_from_bf16(cu_to_bf16((float) levels[code] * scale));
+    return (float) levels[code];
+}
+
+
+/* Level times scale, in BF16. */
+
+static __device__ float
+mm_int4_bf16(const uint8_t *panel, uint32_t o, uint32_t k)
+{
+    float  level, scale;
+
+    level = mm_int4(panel, o, k, &scale);
+
+    return cu_from_bf16(cu_to_bf16(level * scale));
+}
+
+
+/* Elements from … to, of one group of 128 of x in FP8: scaled each 32. */
+
+static __device__ float
+mm_int4_fp8(const uint8_t *panel, uint32_t o, const uint8_t *x, uint32_t from,
+    uint32_t to)
+{
+    float     sum, part, scale;
+    uint32_t  i, k;
+
+    sum = 0.0f;
+
+    for (i = from; i < to; i += 32) {
+        part = 0.0f;
+        scale = 0.0f;
+
+        for (k = i; k < i + 32 && k < to; k++) {
+            part = fmaf(cu_from_e4m3(x[k]), mm_int4(panel, o, k, &scale),
+                        part);
+        }
+
+        sum = fmaf(part, scale, sum);
+    }
+
+    return sum;
 }
 
 
 /*
- * The dot product of row `row` of x with row `col` of m.  FP8 sums 128
- * elements at a time, then applies both scales, as block-scaled products do.
+ * The dot product of row `row` of x with row `col` of m.  Of x in FP8 each 128
+ * elements are summed apart, then scaled, as block-scaled products do.
  */
 
 static __device__ float
@@ -60,20 +101,28 @@ mm_dot(const cu_matrix_t &m, const cu_act_t &x, uint32_t row, uint32_t col)
         return sum;
     }
 
+    q = (const uint8_t *) x.x + (size_t) row * x.ld;
+
     if (m.type == CU_MM_INT4) {
         a = (const uint16_t *) x.x + (size_t) row * x.ld;
         c = (const uint8_t *) m.w
             + (size_t) (col / 16) * ((m.k + CU_GROUP - 1) / CU_GROUP)
               * MM_INT4_CHUNK;
 
-        for (i = 0; i < m.k; i++) {
-            sum = fmaf(cu_from_bf16(a[i]), mm_int4(c, col % 16, i), sum);
+        for (i = 0; i < m.k && x.scale == NULL; i++) {
+            sum = fmaf(cu_from_bf16(a[i]), mm_int4_bf16(c, col % 16, i), sum);
+        }
+
+        for (i = 0; i < m.k && x.scale != NULL; i = end) {
+            end = (m.k - i < CU_GROUP) ? m.k : i + CU_GROUP;
+            sum = fmaf(mm_int4_fp8(c, col % 16, q, i, end),
+                       x.scale[(size_t) (i / CU_GROUP) * x.ld_scale + row],
+                       sum);
         }
 
         return sum;
     }
 
-    q = (const uint8_t *) x.x + (size_t) row * x.ld;
     c = (const uint8_t *) m.w + (size_t) col * m.ld;
 
     for (i = 0; i < m.k; i = end) {

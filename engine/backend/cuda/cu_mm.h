@@ -19,9 +19,10 @@ extern "C" {
 typedef enum { CU_MM_BF16 = 0, CU_MM_FP8, CU_MM_INT4 } cu_mm_type_t;
 
 /*
- * A matrix [n][k].  INT4: panels as be_quant.h has them, `ld` unused, with x
- * in BF16, and level times scale rounded to BF16.  BF16, or e4m3fn with a float32 scale for each block of 128
- * x 128 at scale[r / 128 * ld_scale + c / 128].  `ld` in elements.
+ * A matrix [n][k].  INT4: panels as be_quant.h has them, `ld` unused; with x in
+ * BF16 level times scale is rounded to BF16, with x in FP8 the level is exact.
+ * BF16, or e4m3fn with a float32 scale for each block of 128 x 128 at
+ * scale[r / 128 * ld_scale + c / 128].  `ld` in elements.
  */
 
 typedef struct {
@@ -44,7 +45,8 @@ typedef struct {
     cu_matrix_t         m;
     const cu_matrix_t  *dev;         /* the same in the device's memory, of
                                         batches NULL */
-    cu_act_t            x;           /* of the matrix's type */
+    cu_act_t            x;           /* of the matrix's type; with INT4 BF16
+                                        or, where it has a scale, FP8 */
     void               *y;
     size_t              ldy;
     uint32_t            rows;

@@ -96,9 +96,9 @@ typedef struct {
 
 
 /*
- * The stand-in's own.  Its library, as dlopen() and dlsym() would find it: there
- * if CU_EMU_BLAS is set in the environment or after emu_blas_missing(0), not
- * after emu_blas_missing(1).  One that is `old` knows no scales of blocks.
+ * The stand-in's own.  Its library, as dlopen() and dlsym() would find it:
+ * there if CU_EMU_BLAS is set in the environment or after emu_blas_missing(0),
+ * not after emu_blas_missing(1).  One that is `old` knows no scales of blocks.
  */
 void *emu_blas_dlopen(const char *name, int flags);
 void *emu_blas_dlsym(void *library, const char *name);

@@ -1,0 +1,159 @@
+/*
+ * What becomes of a tile's sums: y, or, of two matrices, inputs of the next
+ * product.
+ */
+
+#ifndef CU_GEMM_STORE_CUH
+#define CU_GEMM_STORE_CUH
+
+
+static __device__ __forceinline__ void
+gemm_put(const gemm_args_t &a, uint32_t row, uint32_t col, float v)
+{
+    float     *f;
+    uint16_t  *h;
+
+    if (col >= a.n) {
+        return;
+    }
+
+    if (a.narrow) {
+        h = (uint16_t *) a.y + (size_t) row * a.ldy + col;
+        v += a.add ? __uint_as_float((uint32_t) *h << 16) : 0.0f;
+        *h = (uint16_t) cu_pack_bf16(v, 0.0f);
+        return;
+    }
+
+    f = (a.py != NULL) ? a.py[row] : a.y + (size_t) row * a.ldy;
+    f[col] = a.add ? f[col] + v : v;
+}
+
+
+template <int NT>
+static __device__ __forceinline__ void
+gemm_store(const gemm_args_t &a, const gemm_tile_t &t, const float *d)
+{
+    int       i;
+    uint32_t  col, row;
+
+    col = t.col + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+
+#pragma unroll
+    for (i = 0; i < NT / 2; i++) {
+        row = 8 * (i / 4) + 2 * (threadIdx.x % 4) + i % 2;
+
+        if (row < t.count) {
+            gemm_put(a, t.row + row, col + 8 * (i / 2 % 2), d[i]);
+        }
+    }
+}
+
+
+/*
+ * silu(g) * u as inputs of the next product.  FP8: a tile is one group of 128
+ * outputs, its largest element found over lanes, warps and both warpgroups;
+ * the same arithmetic as cu_act().
+ */
+
+template <int NT, int FP8>
+static __device__ __forceinline__ void
+gemm_store_act(const gemm_args_t &a, gemm_head_t *head, const gemm_tile_t &t,
+    float *g, const float *u)
+{
+    int        i, k;
+    float      v, scale;
+    uint8_t   *q;
+    uint16_t  *h;
+    uint32_t   col, row, warp, lane;
+
+    warp = threadIdx.x / 32;
+    lane = threadIdx.x % 32;
+    col = t.col + warp * 16 + lane / 4;
+
+#pragma unroll
+    for (i = 0; i < NT / 2; i++) {
+        g[i] = (col + 8 * (i / 2 % 2) < a.n)
+               ? g[i] / (1.0f + expf(-g[i])) * u[i] : 0.0f;
+    }
+
+    if (FP8) {
+
+#pragma unroll
+        for (i = 0; i < NT / 2; i += 4) {
+#pragma unroll
+            for (k = 0; k < 2; k++) {
+                v = fmaxf(fabsf(g[i + k]), fabsf(g[i + k + 2]));
+                v = fmaxf(v, __shfl_xor_sync(0xffffffff, v, 4));
+                v = fmaxf(v, __shfl_xor_sync(0xffffffff, v, 8));
+                v = fmaxf(v, __shfl_xor_sync(0xffffffff, v, 16));
+
+                if (lane / 4 == 0) {
+                    head->top[warp][2 * i + 2 * lane + k] = v;
+                }
+            }
+        }
+
+        cu_named_sync(1, 256);
+    }
+
+#pragma unroll
+    for (i = 0; i < NT / 2; i += 4) {
+#pragma unroll
+        for (k = 0; k < 2; k++) {
+            row = 2 * i + 2 * (lane % 4) + k;
+            scale = 0.0f;
+
+            if (FP8) {
+                v = head->top[0][row];
+
+                for (warp = 1; warp < GEMM_WARPS; warp++) {
+                    v = fmaxf(v, head->top[warp][row]);
+                }
+
+                scale = fmaxf(v, 1e-4f) / 448.0f;
+            }
+
+            if (row >= t.count) {
+                continue;
+            }
+
+            row += t.row;
+
+            if (!FP8) {
+                h = (uint16_t *) a.act.x + (size_t) row * a.act.ld + col;
+
+                if (col < a.n) {
+                    h[0] = (uint16_t) cu_pack_bf16(g[i + k], 0.0f);
+                }
+
+                if (col + 8 < a.n) {
+                    h[8] = (uint16_t) cu_pack_bf16(g[i + k + 2], 0.0f);
+                }
+
+                continue;
+            }
+
+            q = (uint8_t *) a.act.x + (size_t) row * a.act.ld + col;
+            v = 1.0f / scale;
+
+            if (threadIdx.x / 4 == 0) {
+                a.act.scale[(size_t) (t.col / 128) * a.act.ld_scale + row] =
+                    scale;
+            }
+
+            if (col < a.n) {
+                q[0] = (uint8_t) cu_pack_e4m3(g[i + k] * v, 0, 0, 0);
+            }
+
+            if (col + 8 < a.n) {
+                q[8] = (uint8_t) cu_pack_e4m3(g[i + k + 2] * v, 0, 0, 0);
+            }
+        }
+    }
+
+    if (FP8) {
+        cu_named_sync(1, 256);
+    }
+}
+
+#endif /* CU_GEMM_STORE_CUH */
