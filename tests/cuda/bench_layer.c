@@ -3,7 +3,8 @@
  * the 32 experts that a rank of eight holds, and as many (row, expert) pairs as
  * such a rank gets: time by operation, beside what the bytes it has to read
  * would take at the speed of a copy measured in the same run; then the layer as
- * one recorded step.
+ * one recorded step.  All of it twice, the second time as with --deterministic,
+ * and what that costs: its time over the time without.
  *
  *     bench_layer [--small]     tiny, to see that it runs
  *
@@ -642,82 +643,121 @@ copy_rate(layer_t *l)
 }
 
 
-static void
-measure(layer_t *l, uint32_t rows, int prefill, uint32_t repeats)
+/* As it is in a model's step: recorded, then replayed. */
+
+static double
+recorded(layer_t *l, uint32_t rows, uint32_t repeats)
 {
-    double    t, floor, sum, all;
-    uint32_t  i, j;
+    float        ms;
+    double       total;
+    uint32_t     i, j;
+    cudaEvent_t  a, b;
 
-    printf("\n%s, %u rows\n%-18s %10s %10s %8s\n",
-           prefill ? "prefill" : "decode", rows, "operation", "us", "floor us",
-           "share");
-
-    begin(l, rows, prefill, 0);
-    sum = 0;
-    all = 0;
-
-    for (i = 0; i < OPS; i++) {
-        t = seconds(l, ops[i].run, repeats);
-        floor = (l->copy > 0) ? ops[i].bytes(l) / l->copy : 0;
-        sum += t;
-        all += floor;
-
-        printf("%-18s %10.1f %10.1f %7.0f%%\n", ops[i].name, t * 1e6,
-               floor * 1e6, (t > 0) ? floor / t * 100 : 0);
+    if (cudaEventCreate(&a) != 0 || cudaEventCreate(&b) != 0) {
+        die("event", "none");
     }
 
-    end(l);
-    wait_for(l);
-    printf("%-18s %10.1f %10.1f %7.0f%%\n", "sum", sum * 1e6, all * 1e6,
-           (sum > 0) ? all / sum * 100 : 0);
-
-    if (prefill) {
-        return;
-    }
-
-    /* as it is in a model's step: recorded, then replayed */
+    total = 0;
 
     for (j = 0; j < 2 + repeats; j++) {
-        float               ms = 0;
-        static double       total;
-        static cudaEvent_t  a, b;
-
-        if (j == 2) {
-            (void) cudaEventCreate(&a);
-            (void) cudaEventCreate(&b);
-            total = 0;
-        }
-
         begin(l, rows, 0, 1);
 
         for (i = 0; l->rows > 0 && i < OPS; i++) {
             ops[i].run(l);
         }
 
-        if (j >= 2) {
-            (void) cudaEventRecord(a, l->cuda->stream);
-        }
-
+        (void) cudaEventRecord(a, l->cuda->stream);
         end(l);
-
-        if (j >= 2) {
-            (void) cudaEventRecord(b, l->cuda->stream);
-        }
-
+        (void) cudaEventRecord(b, l->cuda->stream);
         wait_for(l);
-
-        if (j >= 2) {
-            (void) cudaEventElapsedTime(&ms, a, b);
-            total += ms;
-        }
-
-        if (j == 1 + repeats) {
-            printf("%-18s %10.1f\n", "recorded layer",
-                   total / repeats * 1e3);
-            (void) cudaEventDestroy(a);
-            (void) cudaEventDestroy(b);
-        }
+        ms = 0;
+        (void) cudaEventElapsedTime(&ms, a, b);
+        total += (j >= 2) ? ms : 0;
     }
+
+    (void) cudaEventDestroy(a);
+    (void) cudaEventDestroy(b);
+
+    return total * 1e-3 / repeats;
+}
+
+
+static void
+print(const char *name, double t, double floor, double fixed)
+{
+    printf("%-18s %10.1f %10.1f %7.0f%% %10.1f %7.2f\n", name, t * 1e6,
+           floor * 1e6, (t > 0) ? floor / t * 100 : 0, fixed * 1e6,
+           (t > 0) ? fixed / t : 0);
+}
+
+
+static void
+measure(layer_t *l, layer_t *f, uint32_t rows, int prefill, uint32_t repeats)
+{
+    double    t[OPS], fixed, floor, all[3];
+    uint32_t  i;
+
+    printf("\n%s, %u rows\n%-18s %10s %10s %8s %10s %7s\n",
+           prefill ? "prefill" : "decode", rows, "operation", "us", "floor us",
+           "share", "fixed us", "cost");
+
+    begin(l, rows, prefill, 0);
+
+    for (i = 0; i < OPS; i++) {
+        t[i] = seconds(l, ops[i].run, repeats);
+    }
+
+    end(l);
+    wait_for(l);
+    memset(all, 0, sizeof(all));
+    begin(f, rows, prefill, 0);
+
+    for (i = 0; i < OPS; i++) {
+        fixed = seconds(f, ops[i].run, repeats);
+        floor = (l->copy > 0) ? ops[i].bytes(l) / l->copy : 0;
+        print(ops[i].name, t[i], floor, fixed);
+
+        all[0] += t[i];
+        all[1] += floor;
+        all[2] += fixed;
+    }
+
+    end(f);
+    wait_for(f);
+    print("sum", all[0], all[1], all[2]);
+
+    if (!prefill) {
+        t[0] = recorded(l, rows, repeats);
+        fixed = recorded(f, rows, repeats);
+        print("recorded layer", t[0], all[1], fixed);
+        all[0] = t[0];
+        all[2] = fixed;
+    }
+
+    printf("--deterministic, %s of %u rows: %.1f us instead of %.1f, %.2f "
+           "times the time\n", prefill ? "prefill" : "decode", rows,
+           all[2] * 1e6, all[0] * 1e6, (all[0] > 0) ? all[2] / all[0] : 0);
+}
+
+
+static void
+open_layer(layer_t *l, const shape_t *s, int fixed)
+{
+    char          err[ERR_LEN];
+    be_options_t  opt;
+
+    memset(&opt, 0, sizeof(opt));
+    opt.compute = BE_BF16;
+    opt.fixed = fixed;
+
+    l->s = *s;
+    l->be = be_cuda_open(&opt, err);
+
+    if (l->be == NULL) {
+        die("cuda", err);
+    }
+
+    l->cuda = (be_cuda_t *) l->be;
 }
 
 
@@ -725,11 +765,9 @@ int
 main(int argc, char **argv)
 {
     int             small;
-    char            err[ERR_LEN];
     size_t          i;
     uint64_t        seed;
-    be_options_t    opt;
-    static layer_t  l;
+    static layer_t  l, f;
 
     static const shape_t  v3 = { 7168, 1536, 2048,
                                  { 7168, 128, 128, 64, 128, 512 }, 4096,
@@ -738,7 +776,6 @@ main(int argc, char **argv)
                                    { 256, 4, 16, 8, 16, 32 }, 128, 8 };
 
     small = (argc > 1 && strcmp(argv[1], "--small") == 0);
-    l.s = small ? tiny : v3;
 
     noise = malloc(NOISE);
     scales = malloc(1 << 20);
@@ -760,23 +797,17 @@ main(int argc, char **argv)
         scales[i] = 0.01f;
     }
 
-    memset(&opt, 0, sizeof(opt));
-    opt.compute = BE_BF16;
-
-    l.be = be_cuda_open(&opt, err);
-    if (l.be == NULL) {
-        die("cuda", err);
-    }
-
-    l.cuda = (be_cuda_t *) l.be;
+    open_layer(&l, small ? &tiny : &v3, 0);
+    open_layer(&f, small ? &tiny : &v3, 1);
     printf("backend path: %s\n", l.be->path);
 
     copy_rate(&l);
     make(&l);
+    make(&f);
 
-    measure(&l, small ? 4 : 64, 0, small ? 2 : REPEATS);
-    measure(&l, small ? 8 : 128, 0, small ? 2 : REPEATS);
-    measure(&l, small ? 8 : 4096, 1, small ? 1 : 3);
+    measure(&l, &f, small ? 4 : 64, 0, small ? 2 : REPEATS);
+    measure(&l, &f, small ? 8 : 128, 0, small ? 2 : REPEATS);
+    measure(&l, &f, small ? 8 : 4096, 1, small ? 1 : 3);
 
     wait_for(&l);
 
