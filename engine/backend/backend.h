@@ -40,6 +40,7 @@
 
 #define ERR_LEN        512
 #define BE_BLOCK       64        /* tokens of a KV block */
+#define BE_EXPAND_TOKENS 2048    /* of a prompt that a device expands at once */
 #define BE_TOPK_MAX    32        /* experts of a token */
 
 
@@ -94,6 +95,8 @@ typedef struct {
     int          alone;              /* shares no weights with other ranks */
     int          pack;               /* may copy BF16 weights into the order
                                         and the memory that are fastest */
+    int          absorbed;           /* attention of prompts is, too, on a
+                                        device */
     int          fixed;              /* DETERMINISM as above on a device too,
                                         where it has its price */
 } be_options_t;

@@ -113,6 +113,7 @@ typedef struct {
     uint32_t     load;               /* CLI_LOAD_… */
     uint32_t     pin;                /* first CPU, UINT32_MAX: none */
     const char  *kernels;            /* kernel path or NULL */
+    int          absorbed;           /* attention of prompts, on a device */
     int          deterministic;      /* on a device */
     uint64_t     kv_memory;          /* per rank, bytes */
     uint32_t     kv_type;            /* CLI_KV_… */

@@ -477,6 +477,7 @@ cli_rank_open(cli_rank_t *rank)
     memset(&be, 0, sizeof(be));
     be.compute = r->opt.compute;
     be.weights = r->opt.weights;
+    be.absorbed = r->opt.absorbed;
     be.expert_inputs = r->opt.expert_inputs;
     be.kv = r->opt.kv;
     be.threads = r->opt.threads;
@@ -596,6 +597,7 @@ cli_ranks_options(const cli_engine_t *cli, cli_ranks_options_t *opt)
     opt->redundant = cli->redundant;
     opt->interval = cli->balance_interval;
     opt->gain = cli->balance_gain / 100;
+    opt->absorbed = cli->absorbed;
     opt->fixed = cli->deterministic;
     opt->expert_inputs = (cli->expert_inputs == CLI_INPUTS_FP8) ? BE_F8E4M3
                          : (cli->expert_inputs == CLI_INPUTS_BF16) ? BE_BF16

@@ -17,6 +17,7 @@ typedef struct {
     const char  *kernels;            /* NULL: the best */
     be_dtype_t   compute;
     be_dtype_t   weights;            /* BE_F32: as they are */
+    int          absorbed;
     be_dtype_t   expert_inputs;      /* BE_F32: as other matrices' */
     be_dtype_t   kv;                 /* BE_F32: as it computes */
     uint32_t     ranks;

@@ -50,6 +50,7 @@ static uint64_t plan_mlp(const plan_t *p, be_dtype_t type, uint32_t inter);
 static uint64_t plan_matrix(be_dtype_t type, uint64_t rows, uint64_t cols);
 static uint64_t plan_norms(const model_config_t *c);
 static double plan_params(const model_config_t *c);
+static uint64_t plan_expanded(const plan_t *p);
 static void plan_buffers(const plan_t *p);
 static void plan_kv(const plan_t *p);
 static void plan_verdict(const plan_t *p, char *err);
@@ -360,6 +361,35 @@ model_plan_activations(const model_config_t *c, uint32_t max_rows,
 }
 
 
+/* Keys and values of a prompt's tokens, where a device expands them. */
+
+static uint64_t
+plan_expanded(const plan_t *p)
+{
+    uint64_t               heads, tokens, most;
+    const model_config_t  *c;
+
+    c = p->c;
+    heads = c->mla.heads;
+
+    if (p->opt->exact || c->mla.kv_lora != 512 || c->mla.rope != 64
+        || c->mla.nope != 128 || c->mla.v != 128)
+    {
+        return 0;
+    }
+
+    most = (p->opt->max_context != 0) ? p->opt->max_context : c->max_context;
+    most = (most + BE_BLOCK - 1) / BE_BLOCK * BE_BLOCK;
+    tokens = most < BE_EXPAND_TOKENS ? most : BE_EXPAND_TOKENS;
+
+    return heads * c->mla.nope * c->mla.kv_lora * 2
+           + tokens * (c->mla.kv_lora + c->mla.rope) * 2
+           + tokens * heads * (c->mla.nope + c->mla.v) * 2
+           + (most > tokens ? p->opt->max_rows * heads * (c->mla.v + 2) * 4
+                            : 0);
+}
+
+
 static void
 plan_buffers(const plan_t *p)
 {
@@ -413,7 +443,8 @@ plan_buffers(const plan_t *p)
     }
 
     n += (rows < PLAN_DENSE ? rows : PLAN_DENSE) * c->inter * 10
-         + rows * c->gate.experts * PLAN_SPLITS * sizeof(float);
+         + rows * c->gate.experts * PLAN_SPLITS * sizeof(float)
+         + plan_expanded(p);
 
     b[MODEL_PLAN_WORKSPACE] = n + n / 4 + PLAN_PRODUCTS;
 

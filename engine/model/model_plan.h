@@ -19,7 +19,8 @@
  * each rank of another node, besides: the rows that it is sent, and boxes for
  * the contributions that go there and come from it.
  * Workspace: what the experts' products take in and hand on if all rows of all
- * ranks come here, what a dense MLP does, and a quarter more, by which such
+ * ranks come here, what a dense MLP does, keys and values of BE_EXPAND_TOKENS
+ * tokens where prompts are expanded, and a quarter more, by which such
  * memory grows.  Activations are float32 as model_rank.c has them, and a test
  * compares the two.
  *

@@ -4,7 +4,8 @@
  * such a rank gets: time by operation, beside what the bytes it has to read
  * would take at the speed of a copy measured in the same run; then the layer as
  * one recorded step.  All of it twice, the second time as with --deterministic,
- * and what that costs: its time over the time without.
+ * and what that costs: its time over the time without.  Then the attention of
+ * prompts, from the query's product to the values', absorbed and expanded.
  *
  *     bench_layer [--small]     tiny, to see that it runs
  *
@@ -50,6 +51,7 @@ typedef struct {
     be_rope_t     rope;
     be_kv_t      *kv;
     uint32_t      rows;
+    uint32_t      behind;            /* tokens in front of a prompt's rows */
 
     float        *norm, *router;
     float        *x, *h, *qa, *q, *kva, *ql, *ol, *out, *contrib, *weight;
@@ -283,7 +285,7 @@ begin(layer_t *l, uint32_t rows, int prefill, uint32_t key)
 
     for (i = 0; i < rows; i++) {
         id[i] = 1;
-        pos[i] = prefill ? i : l->s.context - 1 - i % 7;
+        pos[i] = prefill ? l->behind + i : l->s.context - 1 - i % 7;
         seq[i] = prefill ? 0 : i;
         blocks[i] = table + (size_t) (i % 128) * (l->s.context / BE_BLOCK);
     }
@@ -553,7 +555,7 @@ static const op_t  ops[] = {
     { "q_a, norm, q_b", op_q, bytes_q },
     { "query (W_UK)", op_query, bytes_query },
     { "attention", op_attend, bytes_attend },
-    { "value (W_UV)", op_value, bytes_value },
+    { "value (W_UV)", op_value, bytes_value },       /* or all, expanded */
     { "o_proj", op_out, bytes_out },
     { "router", op_gate, bytes_gate },
     { "pairs", op_route, bytes_route },
@@ -740,6 +742,58 @@ measure(layer_t *l, layer_t *f, uint32_t rows, int prefill, uint32_t repeats)
 }
 
 
+static double
+prompt(layer_t *l, uint32_t rows, int expanded)
+{
+    double  t;
+
+    l->cuda->expand.on = expanded;
+    begin(l, rows, 1, 0);
+    expanded = (l->cuda->batch[0].n_expand > 0);
+    t = seconds(l, op_query, 3) + seconds(l, op_attend, 3)
+        + seconds(l, op_value, 3);
+    end(l);
+    wait_for(l);
+
+    return (expanded == l->cuda->expand.on) ? t : 0;
+}
+
+
+static void
+prompts(layer_t *l, int small)
+{
+    double         t;
+    size_t         i;
+    uint32_t       rows;
+    cu_mla_group_t g;
+
+    static const struct {
+        uint32_t  rows;
+        uint32_t  behind;
+    } shapes[] = {
+        { 64, 0 }, { 128, 0 }, { 512, 0 }, { 4096, 0 }, { 128, 4096 },
+        { 256, 4096 }, { 1024, 4096 }, { 512, 32768 }, { 2048, 32768 }
+    };
+
+    printf("\nattention of prompts, us\n%6s %8s %10s %10s  %s\n", "rows",
+           "behind", "absorbed", "expanded", "which it is");
+
+    for (i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
+        rows = small ? 4 : shapes[i].rows;
+        l->behind = small ? (uint32_t) i : shapes[i].behind;
+        memset(&g, 0, sizeof(g));
+        g.rows = rows;
+        g.pos = l->behind;
+
+        t = prompt(l, rows, 0);
+        printf("%6u %8u %10.1f", rows, l->behind, t * 1e6);
+        t = prompt(l, rows, 1);
+        printf(" %10.1f  %s\n", t * 1e6,
+               be_cuda_expands(l->cuda, &g) ? "expanded" : "absorbed");
+    }
+}
+
+
 static void
 open_layer(layer_t *l, const shape_t *s, int fixed)
 {
@@ -808,6 +862,7 @@ main(int argc, char **argv)
     measure(&l, &f, small ? 4 : 64, 0, small ? 2 : REPEATS);
     measure(&l, &f, small ? 8 : 128, 0, small ? 2 : REPEATS);
     measure(&l, &f, small ? 8 : 4096, 1, small ? 1 : 3);
+    prompts(&l, small);
 
     wait_for(&l);
 

@@ -10,6 +10,7 @@
  *     be_cuda_kv.c       the KV pool
  *     be_cuda_ops.c      operations, as launches
  *     be_cuda_attend.c   attention, and its plan
+ *     be_cuda_expand.c   attention of prompts, expanded
  *     be_cuda_moe.c      router and experts
  *     be_cuda_blas.c     cuBLASLt
  *     be_cuda_peer.c     rows to and from other ranks
@@ -38,6 +39,7 @@
 #include "backend/cuda/cu_gate.h"
 #include "backend/cuda/cu_gemm.h"
 #include "backend/cuda/cu_latent.h"
+#include "backend/cuda/cu_mha.h"
 #include "backend/cuda/cu_mla.h"
 #include "backend/cuda/cu_mm.h"
 #include "backend/cuda/cu_rows.h"
@@ -50,6 +52,8 @@
 #define CUDA_STAGE    (4u << 20)     /* bytes of a staging buffer */
 #define CUDA_STAGES   3
 #define CUDA_RECORDS  64             /* recorded steps that are kept */
+#define CUDA_RECORD_ROWS  256        /* of a step; one of more is not */
+#define CUDA_EXPANDS  8              /* groups of rows that are expanded */
 
 
 /* A matrix in the device's memory; parts (heads) follow each other. */
@@ -94,6 +98,7 @@ typedef enum {
     CUDA_PAIRS_HOST,                 /* pairs that the host sorted */
     CUDA_DRAW,
     CUDA_ATTEND,
+    CUDA_EXPAND,
     CUDA_PAIRS_PEER,                 /* pairs of several ranks */
     CUDA_PAIRS_Y,                    /* and what is made of them */
     CUDA_SCRATCH_MAX
@@ -106,6 +111,10 @@ typedef struct {
     cu_mla_work_t        work;       /* unit NULL: the simple attention */
     float               *rope;       /* [rows][rope], by cu_rope_table() */
     int                  rope_made;  /* in this step */
+
+    /* rows whose attention is expanded, by row; `work` has the others */
+    cu_mla_group_t       expand[CUDA_EXPANDS];
+    uint32_t             n_expand;
 } cuda_batch_t;
 
 typedef struct {
@@ -119,6 +128,21 @@ typedef struct {
     cu_mla_plan_t        plan;
     cu_mla_group_t      *group;      /* [plan.max_rows] */
 } cuda_attend_t;
+
+/* What mla_query() and mla_attend() note for expanded rows. */
+
+typedef struct {
+    int                  on;         /* the model has the kernel's sizes */
+    uint32_t             tile;       /* tokens */
+    const cuda_batch_t  *batch;      /* of the last attention, or NULL */
+    const be_weight_t   *uk;
+    const void          *qn;
+    const void          *ql;
+    const uint8_t       *kv;
+    int                  fp8;
+    float                scale;
+    uint64_t             groups;     /* that were expanded so far */
+} cuda_expand_t;
 
 /* An array of MLPs on the device. */
 
@@ -187,6 +211,7 @@ typedef struct {
 
     cuda_mlps_t         *mlps;
     cuda_attend_t        attend;
+    cuda_expand_t        expand;
     be_peer_t           *peer;       /* NULL: it exchanges with nobody */
 } be_cuda_t;
 
@@ -284,6 +309,20 @@ void be_cuda_mla_attend(be_t *be, be_kv_t *kv, uint32_t layer,
     float *ol);
 void be_cuda_mla_value(be_t *be, const be_mla_t *mla, const be_weight_t *w_uv,
     const float *ol, uint32_t rows, float *o);
+
+/*
+ * be_cuda_expand.c.  be_cuda_expand_model() says whose attention is to come;
+ * be_cuda_expands() whether rows of a sequence are expanded.  Between expanded
+ * groups lie n_expand + 1 gaps: be_cuda_expand_gap() gives the rows of the i-th
+ * and its first one.  be_cuda_expand() does the attention of the batch that
+ * cuda->expand notes: o [rows][heads][v], BF16, or float if matrices are FP8.
+ * 0, or -1.
+ */
+void be_cuda_expand_model(be_cuda_t *cuda, const be_mla_t *mla);
+int be_cuda_expands(const be_cuda_t *cuda, const cu_mla_group_t *g);
+uint32_t be_cuda_expand_gap(const cuda_batch_t *b, uint32_t i, uint32_t *row);
+int be_cuda_expand(be_cuda_t *cuda, const be_mla_t *mla,
+    const be_weight_t *w_uv, float *o);
 void be_cuda_combine(be_t *be, const float *c, const float *weight,
     uint32_t rows, uint32_t top_k, uint32_t hidden, float *x);
 void be_cuda_gather(be_t *be, const float *x, const uint32_t *row, uint32_t n,

@@ -19,6 +19,8 @@
 
 static uint32_t attend_groups(be_cuda_t *cuda, const be_batch_t *b,
     const uint32_t *at, const uint32_t *first);
+static uint32_t attend_expand(be_cuda_t *cuda, cuda_batch_t *batch,
+    uint32_t n);
 
 
 void
@@ -26,6 +28,7 @@ be_cuda_attend_model(be_cuda_t *cuda, const be_mla_t *mla)
 {
     cuda->attend.heads = (mla->kv_lora == CU_MLA_LORA
                           && mla->rope == CU_MLA_ROPE) ? mla->heads : 0;
+    be_cuda_expand_model(cuda, mla);
 }
 
 
@@ -98,12 +101,19 @@ be_cuda_attend_plan(be_cuda_t *cuda, cuda_batch_t *batch,
     cu_mla_work_t   *w;
 
     p = &cuda->attend.plan;
+    batch->n_expand = 0;
 
     if (cuda->attend.heads == 0 || batch->b.rows == 0) {
         return 0;
     }
 
     n = attend_groups(cuda, b, at, first);
+
+    /* a step that may be recorded is the same for other positions */
+
+    if (cuda->step->key == 0 || batch->b.rows > CUDA_RECORD_ROWS) {
+        n = attend_expand(cuda, batch, n);
+    }
 
     if (cu_mla_plan(p, cuda->attend.group, n) != 0) {
         be_cuda_fail(cuda, "the attention of %u rows has no plan",
@@ -165,6 +175,31 @@ attend_groups(be_cuda_t *cuda, const be_batch_t *b, const uint32_t *at,
 }
 
 
+/* Takes out those that are expanded; how many are left. */
+
+static uint32_t
+attend_expand(be_cuda_t *cuda, cuda_batch_t *batch, uint32_t n)
+{
+    uint32_t         i, left;
+    cu_mla_group_t  *g;
+
+    left = 0;
+
+    for (i = 0; i < n; i++) {
+        g = &cuda->attend.group[i];
+
+        if (batch->n_expand < CUDA_EXPANDS && be_cuda_expands(cuda, g)) {
+            batch->expand[batch->n_expand++] = *g;
+
+        } else {
+            cuda->attend.group[left++] = *g;
+        }
+    }
+
+    return left;
+}
+
+
 void
 be_cuda_mla_attend(be_t *be, be_kv_t *kv, uint32_t layer, const be_mla_t *mla,
     float scale, const float *ql, const be_batch_t *b, float *ol)
@@ -184,6 +219,10 @@ be_cuda_mla_attend(be_t *be, be_kv_t *kv, uint32_t layer, const be_mla_t *mla,
     }
 
     at = kv->data + (size_t) layer * kv->blocks * kv->block_size;
+    cuda->expand.batch = (batch->n_expand > 0) ? batch : NULL;
+    cuda->expand.kv = at;
+    cuda->expand.fp8 = kv->fp8;
+    cuda->expand.scale = scale;
 
     if (batch->work.unit == NULL) {
         be_cuda_latent(&l, mla);

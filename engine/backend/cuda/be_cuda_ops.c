@@ -306,6 +306,8 @@ be_cuda_mla_query(be_t *be, const be_mla_t *mla, const be_rope_t *rope,
 {
     size_t         dim;
     cu_mm_t        p;
+    uint32_t       i, row;
+    uint16_t      *qn;
     be_cuda_t     *cuda;
     cu_latent_t    l;
     const float   *table;
@@ -321,17 +323,17 @@ be_cuda_mla_query(be_t *be, const be_mla_t *mla, const be_rope_t *rope,
     table = be_cuda_rope(cuda, batch, rope);
     memset(&p, 0, sizeof(p));
 
-    p.x.x = be_cuda_scratch(cuda, CUDA_QUERY, (size_t) batch->b.rows
-                                              * mla->heads * mla->nope
-                                              * sizeof(uint16_t));
+    qn = be_cuda_scratch(cuda, CUDA_QUERY, (size_t) batch->b.rows
+                                           * mla->heads * mla->nope
+                                           * sizeof(uint16_t));
 
-    if (table == NULL || p.x.x == NULL) {
+    if (table == NULL || qn == NULL) {
         return;
     }
 
     be_cuda_latent(&l, mla);
 
-    if (be_cuda_check(cuda, cu_query(&l, &batch->b, table, q, p.x.x, ql,
+    if (be_cuda_check(cuda, cu_query(&l, &batch->b, table, q, qn, ql,
                                      cuda->stream), "query")
         != 0)
     {
@@ -346,14 +348,26 @@ be_cuda_mla_query(be_t *be, const be_mla_t *mla, const be_rope_t *rope,
     p.stride_w = (size_t) (w_uk->m.n / mla->heads) * w_uk->m.ld;
     p.x.ld = mla->heads * mla->nope;
     p.stride_x = mla->nope;
-    p.y = ql;
     p.ldy = mla->heads * dim;
     p.stride_y = dim;
-    p.rows = batch->b.rows;
     p.batch = mla->heads;
     p.narrow = 1;
 
-    (void) be_cuda_mm(cuda, &p);
+    /* expanded rows stay as they are */
+
+    cuda->expand.uk = w_uk;
+    cuda->expand.qn = qn;
+    cuda->expand.ql = ql;
+
+    for (i = 0; i <= batch->n_expand; i++) {
+        p.rows = be_cuda_expand_gap(batch, i, &row);
+        p.x.x = qn + (size_t) row * p.x.ld;
+        p.y = (uint16_t *) (void *) ql + row * p.ldy;
+
+        if (p.rows > 0 && be_cuda_mm(cuda, &p) != 0) {
+            return;
+        }
+    }
 }
 
 
@@ -363,11 +377,14 @@ void
 be_cuda_mla_value(be_t *be, const be_mla_t *mla, const be_weight_t *w_uv,
     const float *ol, uint32_t rows, float *o)
 {
-    uint32_t    stride;
-    cu_mm_t     p;
-    be_cuda_t  *cuda;
+    size_t               size;
+    cu_mm_t              p;
+    uint32_t             i, row, stride;
+    be_cuda_t           *cuda;
+    const cuda_batch_t  *batch;
 
     cuda = (be_cuda_t *) be;
+    batch = cuda->expand.batch;
 
     if (cuda->failed || rows == 0) {
         return;
@@ -382,19 +399,30 @@ be_cuda_mla_value(be_t *be, const be_mla_t *mla, const be_weight_t *w_uv,
     p.m.n = mla->v;
     p.m.k = mla->kv_lora;
     p.stride_w = (size_t) stride * w_uv->m.ld;
-    p.x.x = (void *) (uintptr_t) ol;
     p.x.ld = mla->heads * mla->kv_lora;
     p.stride_x = mla->kv_lora;
-    p.y = o;
     p.ldy = (size_t) mla->heads * mla->v;
     p.stride_y = mla->v;
-    p.rows = rows;
     p.batch = mla->heads;
     p.narrow = !cuda->fp8;
+    size = p.narrow ? sizeof(uint16_t) : sizeof(float);
 
     be_cuda_wrote(cuda, o);
 
-    if (be_cuda_mm(cuda, &p) != 0 || cuda->fp8) {
+    for (i = 0; i <= (batch != NULL ? batch->n_expand : 0); i++) {
+        row = 0;
+        p.rows = (batch != NULL) ? be_cuda_expand_gap(batch, i, &row) : rows;
+        p.x.x = (uint16_t *) (uintptr_t) ol + (size_t) row * p.x.ld;
+        p.y = (uint8_t *) o + row * p.ldy * size;
+
+        if (p.rows > 0 && be_cuda_mm(cuda, &p) != 0) {
+            return;
+        }
+    }
+
+    if ((batch != NULL && be_cuda_expand(cuda, mla, w_uv, o) != 0)
+        || cuda->fp8)
+    {
         return;
     }
 

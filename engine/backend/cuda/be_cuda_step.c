@@ -25,7 +25,7 @@
 #include "backend/cuda/be_cuda.h"
 
 
-#define STEP_ROWS  256               /* more rows are not recorded */
+#define STEP_ROWS  CUDA_RECORD_ROWS
 #define STEP_WORD  sizeof(uint32_t)
 
 
