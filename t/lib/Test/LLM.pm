@@ -257,7 +257,7 @@ sub nginx {
         return -s "$self->{dir}/nginx.pid"
             && $self->listens($self->port('http'))
             && $self->workers() >= $self->{workers};
-    }, 20) or die 'nginx does not listen';
+    }, 60) or die 'nginx does not listen';
 
     return $self;
 }
