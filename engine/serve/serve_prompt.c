@@ -127,7 +127,12 @@ serve_completion(serve_req_t *r, serve_body_t *b, tok_ids_t *ids,
         }
 
         id[0] = tok_bos(tok);
-        memcpy(id + 1, ids->id, ids->n * sizeof(int32_t));
+
+        /* An empty prompt has no list at all. */
+
+        if (ids->n != 0) {
+            memcpy(id + 1, ids->id, ids->n * sizeof(int32_t));
+        }
 
         free(ids->id);
         ids->id = id;
