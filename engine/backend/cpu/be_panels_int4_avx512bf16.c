@@ -159,6 +159,8 @@ int4_few(const int4_part_t *p, uint32_t rows)
 }
 
 
+/* 1 … 4 rows, or INT4_ROWS. */
+
 static void
 int4_many(const int4_part_t *p, uint32_t rows)
 {
@@ -174,15 +176,6 @@ int4_many(const int4_part_t *p, uint32_t rows)
         break;
     case 4:
         int4_rows(p, 4, 1);
-        break;
-    case 5:
-        int4_rows(p, 5, 1);
-        break;
-    case 6:
-        int4_rows(p, 6, 1);
-        break;
-    case 7:
-        int4_rows(p, 7, 1);
         break;
     default:
         int4_rows(p, INT4_ROWS, 1);
@@ -251,7 +244,7 @@ int4_panel(const uint8_t *act, uint32_t k, uint32_t m, const int4_part_t *all)
         for (i = 0; i < m; i += rows) {
             left = BE_ROW_BLOCK - i % BE_ROW_BLOCK;
             left = (m - i < left) ? m - i : left;
-            rows = (left <= INT4_ROWS) ? left : (left + 1) / 2;
+            rows = (left >= INT4_ROWS) ? INT4_ROWS : (left < 4) ? left : 4;
 
             p.a = act + i / BE_ROW_BLOCK * block + (size_t) l * INT8_BLOCK;
             p.row = i % BE_ROW_BLOCK;

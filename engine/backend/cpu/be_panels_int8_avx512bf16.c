@@ -221,6 +221,8 @@ int8_vectors(const uint8_t *a, uint32_t row, uint32_t groups,
 }
 
 
+/* 1 … 4 rows, or INT8_ROWS. */
+
 static void
 int8_few(const uint8_t *a, uint32_t row, uint32_t groups, const uint8_t *w,
     float *c, size_t ldc, uint32_t n, uint32_t rows)
@@ -238,17 +240,8 @@ int8_few(const uint8_t *a, uint32_t row, uint32_t groups, const uint8_t *w,
     case 4:
         int8_vectors(a, row, groups, w, c, ldc, n, 4);
         break;
-    case 5:
-        int8_vectors(a, row, groups, w, c, ldc, n, 5);
-        break;
-    case 6:
-        int8_vectors(a, row, groups, w, c, ldc, n, 6);
-        break;
-    case 7:
-        int8_vectors(a, row, groups, w, c, ldc, n, 7);
-        break;
     default:
-        int8_vectors(a, row, groups, w, c, ldc, n, 8);
+        int8_vectors(a, row, groups, w, c, ldc, n, INT8_ROWS);
         break;
     }
 }
@@ -435,7 +428,7 @@ BE_PANEL_PRODUCT(be_panels_vnni_int8)
             a = (const uint8_t *) act + (row + i) / AMX_ROWS * block;
             left = AMX_ROWS - i % AMX_ROWS;
             left = (m - i < left) ? m - i : left;
-            rows = (left <= INT8_ROWS) ? left : (left + 1) / 2;
+            rows = (left >= INT8_ROWS) ? INT8_ROWS : (left < 4) ? left : 4;
 
             int8_few(a, i % AMX_ROWS, groups, w, c + i * ldc + j, ldc,
                      (n - j < BE_PANEL) ? n - j : BE_PANEL, rows);
