@@ -24,7 +24,7 @@ typedef struct model_s       model_t;
 typedef struct model_rank_s  model_rank_t;
 
 typedef struct {
-    char       type[32];             /* "deepseek_v3" */
+    char       type[32];             /* "deepseek_v3", … */
     uint32_t   hidden;
     uint32_t   layers;               /* without MTP */
     uint32_t   mtp_layers;

@@ -33,11 +33,15 @@ conf_type(model_conf_t *c, model_config_t *cfg)
 {
     const char  *s;
 
+    /* kimi_k2 is V3 by another name */
+
     s = model_conf_string(c, "model_type", NULL);
 
-    if (strcmp(s, "deepseek_v3") != 0 && strcmp(s, "deepseek_v2") != 0) {
+    if (strcmp(s, "deepseek_v3") != 0 && strcmp(s, "deepseek_v2") != 0
+        && strcmp(s, "kimi_k2") != 0)
+    {
         model_conf_error(c, "model_type", "\"%.64s\" is not supported: "
-                         "deepseek_v3 and deepseek_v2 are", s);
+                         "deepseek_v3, deepseek_v2 and kimi_k2 are", s);
         return;
     }
 
@@ -101,7 +105,7 @@ conf_gate(model_conf_t *c, model_config_t *cfg)
 {
     int  v3;
 
-    v3 = strcmp(cfg->type, "deepseek_v3") == 0;
+    v3 = strcmp(cfg->type, "deepseek_v2") != 0;
 
     cfg->dense_layers = model_conf_uint(c, "first_k_dense_replace", 0, 1024,
                                         MODEL_REQUIRED);
@@ -147,7 +151,7 @@ conf_method(model_conf_t *c, model_config_t *cfg)
     int          v3;
     const char  *scoring, *method;
 
-    v3 = strcmp(cfg->type, "deepseek_v3") == 0;
+    v3 = strcmp(cfg->type, "deepseek_v2") != 0;
     scoring = model_conf_string(c, "scoring_func", v3 ? "sigmoid" : "softmax");
     method = model_conf_string(c, "topk_method", v3 ? "noaux_tc" : "greedy");
 

@@ -435,7 +435,7 @@ weights_made(weights_t *w, const model_tensor_t *t, model_item_t *item)
 }
 
 
-/* Vectors have one dimension, all else two. */
+/* Vectors have one dimension, all else two; a matrix of one row has either. */
 
 static int
 weights_shape(weights_t *w, const model_tensor_t *t, model_kind_t kind,
@@ -443,7 +443,9 @@ weights_shape(weights_t *w, const model_tensor_t *t, model_kind_t kind,
 {
     if (kind == MODEL_FLOATS && rows == 1) {
 
-        if (t->n_dims == 1 && t->dim[0] == cols) {
+        if ((t->n_dims == 1 && t->dim[0] == cols)
+            || (t->n_dims == 2 && t->dim[0] == 1 && t->dim[1] == cols))
+        {
             return 0;
         }
 

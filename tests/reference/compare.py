@@ -92,11 +92,37 @@ LONG = QUICK + [
     ('moonlight', 2, {}, {}),
     ('fp8', 2, {'shards': 4}, {}),
     ('fp8', 3, {'dtype': 'f32'}, {'hidden_size': 384, 'kv_lora_rank': 256}),
+    ('k2', 1, {'shards': 3, 'backwards': True}, {}),
+    # Experts that no number of ranks divides, hardly enough of them, none
+    # that all rows share.
+    ('moonlight', 3, {}, {'n_routed_experts': 7, 'num_experts_per_tok': 3}),
+    ('moonlight', 4, {}, {'n_routed_experts': 3, 'num_experts_per_tok': 1}),
+    ('v2', 3, {}, {'n_routed_experts': 8, 'num_experts_per_tok': 3,
+                   'n_shared_experts': None}),
+    ('v3', 9, {'dtype': 'mixed'}, {'moe_layer_freq': 2,
+                                   'num_nextn_predict_layers': 0}),
+    ('v3', 10, {}, {'q_lora_rank': None, 'rope_scaling': None,
+                    'tie_word_embeddings': True}),
+    # One layer, dense; all dense; sizes of one where a norm leaves sense.
+    ('v3', 11, {}, {'num_hidden_layers': 1}),
+    ('v2lite', 4, {}, {'first_k_dense_replace': 3, 'num_attention_heads': 1}),
+    ('moonlight', 5, {}, {'hidden_size': 33, 'kv_lora_rank': 3,
+                          'v_head_dim': 1, 'qk_nope_head_dim': 1,
+                          'qk_rope_head_dim': 2, 'intermediate_size': 1,
+                          'moe_intermediate_size': 1}),
+    # Blocks of scales that end after an element, or with it.
+    ('fp8', 4, {'dtype': 'mixed'},
+     {'hidden_size': 129, 'moe_intermediate_size': 257, 'q_lora_rank': None,
+      'intermediate_size': 383, 'kv_lora_rank': 255}),
+    ('fp8', 5, {'shards': 3, 'backwards': True},
+     {'hidden_size': 130, 'moe_intermediate_size': 1, 'kv_lora_rank': 1,
+      'intermediate_size': 129, 'q_lora_rank': 127,
+      'num_nextn_predict_layers': 1, 'n_routed_experts': 12}),
 ]
 
 # The engine's options whose value must not change a digit.
 VARIANTS = [
-    ['--threads', '2'],
+    ['--threads', '2', '--load', 'map'],
     ['--ranks', '2', '--prefill-chunk', '64'],
     ['--ranks', '3', '--threads', '1', '--prefill-chunk', '16'],
 ]

@@ -59,7 +59,8 @@ def published_name(config, name):
         if name.endswith('.embed_tokens.weight'):
             return 'model.embed_tokens.weight'
         if name.endswith('.shared_head.head.weight'):
-            return 'lm_head.weight'
+            return 'model.embed_tokens.weight' \
+                if config['tie_word_embeddings'] else 'lm_head.weight'
     return name
 
 
@@ -121,6 +122,9 @@ def stored_tensors(config, dtype):
             plan.append((name + '_scale_inv', 'F32', blocks))
         elif name.endswith('e_score_correction_bias'):
             plan.append((name, 'F32', shape))
+        elif dtype == 'MIXED':
+            plan.append((name, ('BF16', 'F32')[zlib.crc32(name.encode()) % 2],
+                         shape))
         else:
             plan.append((name, dtype, shape))
     return plan
@@ -196,20 +200,23 @@ def write_tokenizer(out, config, seed, copied):
 
 
 def write_checkpoint(out, config, seed=1, shards=2, dtype='bf16',
-                     order='dtype', copied_tokenizer=None, drafts=None):
+                     order='dtype', copied_tokenizer=None, drafts=None,
+                     backwards=False):
     """Writes the directory `out`; older shards in it are removed."""
     os.makedirs(out, exist_ok=True)
     for name in os.listdir(out):
         if '.safetensors' in name:
             os.unlink(os.path.join(out, name))
     config = dict(config)
-    config['torch_dtype'] = {'bf16': 'bfloat16', 'f32': 'float32'}[dtype]
+    config['torch_dtype'] = 'float32' if dtype == 'f32' else 'bfloat16'
     plan = stored_tensors(config, dtype.upper())
     values = {**config, DRAFTS: drafts}
     parts = split_shards(plan, shards)
     names = ['model.safetensors'] if len(parts) == 1 else \
         [f'model-{i + 1:05d}-of-{len(parts):05d}.safetensors'
          for i in range(len(parts))]
+    if backwards:
+        names.reverse()
     weight_map = {}
     for file, part in zip(names, parts):
         write_shard(os.path.join(out, file), part, order, values, seed)
@@ -248,7 +255,8 @@ def main():
     parser.add_argument('--style', default='v3', help='see --style list')
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--shards', type=int, default=2)
-    parser.add_argument('--dtype', choices=('bf16', 'f32'), default='bf16')
+    parser.add_argument('--dtype', choices=('bf16', 'f32', 'mixed'),
+                        default='bf16')
     parser.add_argument('--order', choices=('dtype', 'name'),
                         default='dtype', help='order of a shard\'s tensors;'
                         ' by name most are not aligned to their type')

@@ -70,6 +70,14 @@ MOONLIGHT = {**V3,
              'n_shared_experts': 2, 'n_group': 1, 'topk_group': 1,
              'routed_scaling_factor': 2.446, 'vocab_size': 1111}
 
+K2 = {**V3,
+      'model_type': 'kimi_k2', 'num_nextn_predict_layers': 0,
+      'rope_scaling': {**YARN, 'factor': 32, 'beta_fast': 1},
+      'rope_theta': 50000.0, 'num_attention_heads': 4,
+      'num_key_value_heads': 4, 'n_routed_experts': 47,
+      'num_experts_per_tok': 8, 'n_group': 1, 'topk_group': 1,
+      'routed_scaling_factor': 2.827, 'vocab_size': 1201}
+
 FP8 = {**V3,
        'hidden_size': 202, 'intermediate_size': 306,
        'moe_intermediate_size': 140, 'num_hidden_layers': 3,
@@ -96,6 +104,7 @@ STYLES = {
     'v2lite': (V2LITE, 'V2-Lite: no q_lora, softmax, greedy, odd sizes'),
     'v2': (V2, 'V2: group_limited_greedy, scale 16'),
     'moonlight': (MOONLIGHT, 'Moonlight: no YaRN, one group, eps 1e-5'),
+    'k2': (K2, 'Kimi K2: one group of many experts, YaRN with one beta'),
     'fp8': (FP8, 'V3 with e4m3 weights, 128 x 128 scales, ragged blocks'),
     'bench': (BENCH, 'the 115M-parameter model of make bench'),
     'h130': (H130, "the 130M-parameter model with V3's head sizes"),
@@ -174,7 +183,8 @@ def model_tensors(config):
         yield at + 'shared_head.norm.weight', (hidden,)
         yield at + 'shared_head.head.weight', (vocab, hidden)
     yield 'model.norm.weight', (hidden,)
-    yield 'lm_head.weight', (vocab, hidden)
+    if not config['tie_word_embeddings']:
+        yield 'lm_head.weight', (vocab, hidden)
 
 
 def parameters(config):

@@ -116,6 +116,10 @@ test_fields(void **state)
     assert_int_equal(c.fp8, 0);
     assert_true(c.temperature == 1 && c.top_p == 1);
 
+    assert_int_equal(parse(NULL, "model_type", "\"kimi_k2\"", &c, err), 0);
+    assert_string_equal(c.type, "kimi_k2");
+    assert_int_equal(c.gate.method, BE_NOAUX_TC);
+
     assert_int_equal(parse(model_dir_v2, NULL, NULL, &c, err), 0);
     assert_int_equal(c.q_lora, 0);
     assert_int_equal(c.shared, 2);
