@@ -1,11 +1,11 @@
 #!/bin/sh
 # The same requests give the same bytes, whatever the batch, the chunking, the
 # ranks and the threads, wherever experts move meanwhile, with and without
-# prefix cache, and when memory is so short that sequences are preempted and
-# computed again: greedy with the log-probabilities of prompt and answer, and
-# seeded, through the running engine.  Scored prompts are computed in full;
-# those of the seeded requests are found in the cache then, in part or but for
-# the last.
+# prefix cache, with steps prepared ahead and without, and when memory is so
+# short that sequences are preempted and computed again: greedy with the
+# log-probabilities of prompt and answer, and seeded, through the running
+# engine.  Scored prompts are computed in full; those of the seeded requests are
+# found in the cache then, in part or but for the last.
 #
 #     determinism.sh BUILD MODEL-DIR
 #
@@ -38,19 +38,23 @@ else
     loads="1 32"
 fi
 
-# start RANKS THREADS CHUNK KV-MEMORY; the very first without prefix cache
+# start RANKS THREADS CHUNK KV-MEMORY; the very first without prefix cache, and
+# every other one with steps prepared ahead
 cache=off
+ahead=on
 start()
 {
+    if [ $ahead = on ]; then ahead=off; else ahead=on; fi
     "$build/llm-engine" serve --model "$model" --socket "$dir/s" \
         --ranks "$1" --threads "$2" --prefill-chunk "$3" --kv-memory "$4" \
-        --prefix-cache $cache \
+        --prefix-cache $cache --ahead $ahead \
         --compute "${COMPUTE:-auto}" --weights "${WEIGHTS:-auto}" \
         ${KERNELS:+--kernels "$KERNELS"} \
         $options \
         2>"$dir/log" &
     pid=$!
-    what="ranks $1, threads $2, chunk $3, KV $4, cache $cache $options"
+    what="ranks $1, threads $2, chunk $3, KV $4, cache $cache, ahead $ahead"
+    what="$what $options"
 }
 
 stop()
@@ -192,9 +196,9 @@ run 10
 stop
 
 # Prompts are found in the cache while sequences are preempted, with guesses
-# and without.
+# and without, and with steps prepared ahead and without.
 preempted=0
-for s in 0 2; do
+for s in 0 0 2; do
     options="--speculate $s"
     start 1 2 64 "${SHORT_CACHE_KV:-1M}"
     run 10

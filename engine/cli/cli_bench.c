@@ -4,8 +4,9 @@
  * For each number of ranks, of threads and of sequences at once: prompts of
  * each length, until each has its first token, and answers after each depth.
  * Every cell is run --repeat times; the figure is the median, with the lowest
- * and the highest beside it.  With --roof it also stands beside what the
- * machine allows (cli_bench_roof.c).
+ * and the highest beside it, and the time between two steps in which ranks had
+ * nothing to do.  With --roof it also stands beside what the machine allows
+ * (cli_bench_roof.c).
  */
 
 #include <stdio.h>
@@ -43,8 +44,8 @@ typedef struct {
     uint32_t       tokens;           /* of a prompt, or before an answer */
     double         rate[BENCH_REPEAT_MAX];
     uint32_t       n;
-    uint64_t       guessed;
-    uint64_t       right;
+    sched_stats_t  was;              /* before and after */
+    sched_stats_t  is;
 } bench_cell_t;
 
 
@@ -53,6 +54,7 @@ static uint32_t bench_most(const cli_list_t *list);
 static int bench_fits(bench_cmd_t *cmd);
 static int bench_cell(bench_cmd_t *cmd, bench_cell_t *cell);
 static int bench_order(const void *a, const void *b);
+static double bench_idle(const bench_cell_t *cell);
 static void bench_print(bench_cmd_t *cmd, const bench_cell_t *cell);
 static void bench_head(bench_cmd_t *cmd);
 static void bench_json_head(bench_cmd_t *cmd);
@@ -244,7 +246,7 @@ static int
 bench_cell(bench_cmd_t *cmd, bench_cell_t *cell)
 {
     int                 rc;
-    uint64_t            blocks, have, guessed, right;
+    uint64_t            blocks, have;
     const cli_stack_t  *st;
 
     /* Sequences that push each other out of memory measure something else. */
@@ -262,7 +264,7 @@ bench_cell(bench_cmd_t *cmd, bench_cell_t *cell)
         return -1;
     }
 
-    bench_guesses(cmd->bench, &guessed, &right);
+    bench_stats(cmd->bench, &cell->was);
 
     for (cell->n = 0; cell->n < cmd->repeat; cell->n++) {
 
@@ -277,9 +279,7 @@ bench_cell(bench_cmd_t *cmd, bench_cell_t *cell)
         }
     }
 
-    bench_guesses(cmd->bench, &cell->guessed, &cell->right);
-    cell->guessed -= guessed;
-    cell->right -= right;
+    bench_stats(cmd->bench, &cell->is);
 
     qsort(cell->rate, cell->n, sizeof(double), bench_order);
     bench_print(cmd, cell);
@@ -319,6 +319,20 @@ bench_share(const bench_cmd_t *cmd, const bench_cell_t *cell, double rate)
 }
 
 
+/* Microseconds that a rank had nothing to do between two steps. */
+
+static double
+bench_idle(const bench_cell_t *cell)
+{
+    uint64_t  us, n;
+
+    us = cell->is.idle_us - cell->was.idle_us;
+    n = cell->is.followed - cell->was.followed;
+
+    return n > 0 ? (double) us / (double) n : 0;
+}
+
+
 static void
 bench_print(bench_cmd_t *cmd, const bench_cell_t *cell)
 {
@@ -343,10 +357,13 @@ bench_print(bench_cmd_t *cmd, const bench_cell_t *cell)
             printf("  %.1f %% of roof", share * 100);
         }
 
+        printf("  %.0f us idle", bench_idle(cell));
+
         if (cmd->cli.speculate > 0 && !cell->prompts) {
             printf("  %llu of %llu guesses right",
-                   (unsigned long long) cell->right,
-                   (unsigned long long) cell->guessed);
+                   (unsigned long long) (cell->is.hits - cell->was.hits),
+                   (unsigned long long) (cell->is.drafted
+                                         - cell->was.drafted));
         }
 
         printf("\n");
@@ -436,12 +453,12 @@ bench_json_cell(const bench_cmd_t *cmd, const bench_cell_t *cell,
         printf("%s%.2f", i > 0 ? "," : "", cell->rate[i]);
     }
 
-    printf("]");
+    printf("],\"idle_us\":%.1f", bench_idle(cell));
 
     if (cmd->cli.speculate > 0) {
         printf(",\"guessed\":%llu,\"guessed_right\":%llu",
-               (unsigned long long) cell->guessed,
-               (unsigned long long) cell->right);
+               (unsigned long long) (cell->is.drafted - cell->was.drafted),
+               (unsigned long long) (cell->is.hits - cell->was.hits));
     }
 
     if (cmd->with_roof) {

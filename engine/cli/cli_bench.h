@@ -41,16 +41,16 @@ const cli_stack_t *bench_stack(const bench_t *b);
 /*
  * `n` sequences at once.  bench_prompts(): tokens per second until each has
  * its first token, every prompt a new one.  bench_answers(): tokens per second
- * of n_new - 1 tokens each after `depth` and one, all begun at the same
- * moment.  0, or -1 with the reason in `err` (ERR_LEN).
+ * of the tokens, n_new each, that follow `depth` and the first ones, all begun
+ * at the same moment.  0, or -1 with the reason in `err` (ERR_LEN).
  */
 int bench_prompts(bench_t *b, uint32_t n, uint32_t n_prompt, double *rate,
     char *err);
 int bench_answers(bench_t *b, uint32_t n, uint32_t depth, uint32_t n_new,
     double *rate, char *err);
 
-/* Tokens guessed so far, and how many of them were right. */
-void bench_guesses(const bench_t *b, uint64_t *guessed, uint64_t *right);
+/* What the scheduler has counted so far. */
+void bench_stats(const bench_t *b, sched_stats_t *st);
 
 /* Measures; -1 without memory for it. */
 int bench_roof(const bench_t *b, uint32_t threads, bench_roof_t *roof,

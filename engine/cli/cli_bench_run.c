@@ -5,10 +5,12 @@
  * A sequence whose first token is there pauses for lack of credit.  Prompts
  * are measured until the last has come so far; answers from the moment when
  * all get credit again until all have ended, so that as many run at any time
- * as were asked for.
+ * as were asked for.  Tokens count from that moment on, too: while steps are
+ * prepared ahead, there are some more when one pauses.
  */
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +28,7 @@ struct bench_s {
     sched_t          *sched;
     uint8_t          *known;
     uint64_t          runs;
+    atomic_uint       made;          /* tokens of this run */
 
     pthread_mutex_t   lock;
     pthread_cond_t    wake;
@@ -51,6 +54,7 @@ typedef struct {
     uint64_t      seed;              /* of the ids */
     double        prompts;           /* seconds */
     double        answers;
+    uint32_t      made;              /* tokens before these */
 } bench_run_t;
 
 
@@ -146,14 +150,9 @@ bench_stack(const bench_t *b)
 
 
 void
-bench_guesses(const bench_t *b, uint64_t *guessed, uint64_t *right)
+bench_stats(const bench_t *b, sched_stats_t *st)
 {
-    sched_stats_t  st;
-
-    sched_stats(b->sched, &st);
-
-    *guessed = st.drafted;
-    *right = st.hits;
+    sched_stats(b->sched, st);
 }
 
 
@@ -195,7 +194,7 @@ bench_answers(bench_t *b, uint32_t n, uint32_t depth, uint32_t n_new,
         return -1;
     }
 
-    *rate = (double) n * (n_new - 1) / run.answers;
+    *rate = ((double) n * n_new - run.made) / run.answers;
 
     return 0;
 }
@@ -218,6 +217,7 @@ bench_run(bench_t *b, bench_run_t *run, char *err)
     b->n = run->n;
     b->n_started = 0;
     b->n_ended = 0;
+    atomic_store(&b->made, 0);
     begun = bench_now();
 
     for (n = 0; n < run->n; n++) {
@@ -232,6 +232,7 @@ bench_run(bench_t *b, bench_run_t *run, char *err)
         bench_wait(b, &b->n_started, n);
 
         run->prompts = b->all_started - begun;
+        run->made = atomic_load(&b->made);
         begun = bench_now();
     }
 
@@ -335,7 +336,9 @@ bench_tokens(void *data, sched_kind_t kind, const sched_token_t *tok,
 
     (void) kind;
     (void) tok;
-    (void) n;
+
+    b = seq->bench;
+    atomic_fetch_add(&b->made, n);
 
     if (seq->started) {
         return 0;
@@ -343,8 +346,6 @@ bench_tokens(void *data, sched_kind_t kind, const sched_token_t *tok,
 
     seq->started = 1;
     sched_charge(seq->seq, 1);
-
-    b = seq->bench;
 
     pthread_mutex_lock(&b->lock);
 

@@ -11,6 +11,7 @@
 
 static const char *const  cli_backends[] = { "cpu", "cuda", NULL };
 static const char *const  cli_switch[] = { "off", "on", NULL };
+static const char *const  cli_aheads[] = { "auto", "on", "off", NULL };
 static const char *const  cli_computes[] = { "auto", "f32", "bf16", NULL };
 static const char *const  cli_kv_types[] = { "auto", "fp8", NULL };
 static const char *const  cli_loads[] = { "auto", "map", "copy", NULL };
@@ -111,6 +112,10 @@ cli_engine_table(cli_engine_t *opt, const char **config, cli_common_t *common)
         { CLI_G_COMPUTE,
           { "prefill-chunk", "N", CLI_UINT, &opt->prefill_chunk,
             "prompt tokens of a step on each rank, at most", 1, 65536 } },
+        { CLI_G_COMPUTE,
+          { "ahead", "MODE", CLI_WORD, &opt->ahead,
+            "on, off or auto: plan a step while another is computed", 0, 0,
+            cli_aheads } },
         { CLI_G_COMPUTE,
           { "speculate", "N", CLI_UINT, &opt->speculate,
             "tokens guessed by the MTP layer, up to N where they pay", 0,
@@ -235,4 +240,20 @@ cli_threads(uint32_t ranks)
     cores = sysconf(_SC_NPROCESSORS_ONLN);
 
     return cores > (long) ranks ? (uint32_t) cores / ranks : 1;
+}
+
+
+/*
+ * It takes two changes of threads between steps.  On CPUs, where no batch is
+ * large, planning and sending take less.
+ */
+
+int
+cli_ahead(const cli_engine_t *opt)
+{
+    if (opt->ahead != CLI_AHEAD_AUTO) {
+        return opt->ahead == CLI_AHEAD_ON;
+    }
+
+    return strcmp(opt->backend, "cpu") != 0;
 }

@@ -388,6 +388,7 @@ cli_stack_sched(cli_stack_t *st, const cli_engine_t *cli, sched_options_t *opt)
     opt->join = (st->nodes != NULL) ? cli_stack_join : NULL;
     opt->waker = cli_stack_waker;
     opt->step_ctx = st;
+    opt->ahead = cli_ahead(cli);
     opt->speculate = cli->speculate;
     opt->speculate_always = cli->speculate_always;
     opt->draft = cli_stack_draft;

@@ -89,12 +89,13 @@ typedef struct {
     int                  max_args;   /* positional arguments allowed */
 } cli_command_t;
 
-/* --compute, --weights, --load and --log-level */
+/* --compute, --weights, --kv-type, --ahead, --load and --log-level */
 enum { CLI_COMPUTE_AUTO = 0, CLI_COMPUTE_F32, CLI_COMPUTE_BF16 };
 enum { CLI_WEIGHTS_AUTO = 0, CLI_WEIGHTS_BF16, CLI_WEIGHTS_FP8,
        CLI_WEIGHTS_INT8, CLI_WEIGHTS_INT4 };
 enum { CLI_KV_AUTO = 0, CLI_KV_FP8 };
 enum { CLI_INPUTS_AUTO = 0, CLI_INPUTS_BF16, CLI_INPUTS_FP8 };
+enum { CLI_AHEAD_AUTO = 0, CLI_AHEAD_ON, CLI_AHEAD_OFF };
 enum { CLI_LOAD_AUTO = 0, CLI_LOAD_MAP, CLI_LOAD_COPY };
 enum { CLI_LOG_ERROR = 0, CLI_LOG_WARN, CLI_LOG_NOTICE, CLI_LOG_INFO,
        CLI_LOG_DEBUG };
@@ -122,6 +123,7 @@ typedef struct {
     uint32_t     speculate;          /* tokens guessed at most, 0: none */
     int          speculate_always;
     uint32_t     prefill_chunk;      /* rows of prompts per step and rank */
+    uint32_t     ahead;              /* CLI_AHEAD_… */
     uint32_t     redundant;          /* slots of experts beyond one each */
     double       balance_interval;   /* seconds; 0: experts stay */
     double       balance_gain;       /* percent that is worth a move */
@@ -164,6 +166,9 @@ int cli_parse_size(const char *s, uint64_t *size);
 
 /* Threads of each rank, unless the command line says: the cores shared out. */
 uint32_t cli_threads(uint32_t ranks);
+
+/* Whether steps are prepared while others are computed. */
+int cli_ahead(const cli_engine_t *opt);
 
 /* "llm-engine: …" on stderr. */
 void cli_error(const char *fmt, ...)

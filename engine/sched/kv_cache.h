@@ -26,7 +26,7 @@
  * `epoch` names the contents of all blocks: whoever remembers a block of
  * another epoch remembers nothing.
  *
- * One thread at a time; the scheduler's step thread uses it between steps.
+ * One thread at a time: the scheduler's step thread.
  */
 
 #ifndef SCHED_KV_CACHE_H

@@ -12,9 +12,11 @@
 
 
 static int sched_rank_open(sched_t *s, uint32_t index);
+static int sched_part_open(sched_t *s, sched_part_t *p);
 static int sched_rank_drafts(sched_t *s, sched_rank_t *rk);
 static void sched_rank_close(sched_rank_t *rk);
 static void sched_event(sched_t *s, sched_seq_t *seq);
+static int sched_answers(const sched_seq_t *seq);
 
 
 uint32_t
@@ -84,6 +86,7 @@ sched_open(const sched_options_t *opt, char *err)
                                      opt->speculate);
     s->next_deadline = SCHED_NEVER;
     s->next_order = 1;
+    s->idled = 1;
     sched_cost_init(&s->cost, opt->touch);
 
     pthread_mutex_init(&s->lock, NULL);
@@ -93,7 +96,6 @@ sched_open(const sched_options_t *opt, char *err)
     pthread_cond_init(&s->wake, &attr);
     pthread_condattr_destroy(&attr);
     pthread_cond_init(&s->step_begin, NULL);
-    pthread_cond_init(&s->step_end, NULL);
 
     s->rank = calloc(opt->n_ranks, sizeof(sched_rank_t));
 
@@ -135,12 +137,13 @@ sched_rank_open(sched_t *s, uint32_t index)
     rk = &s->rank[index];
     rk->index = index;
     rk->sched = s;
+    rk->part = &rk->parts[0];
+    rk->owed = &rk->parts[1];
 
     rows = s->max_rows;
     logits = s->max_logits;
     batch = (size_t) s->opt.max_batch;
 
-    rk->entry = calloc(batch, sizeof(sched_seq_t *));
     rk->row_id = calloc(rows, sizeof(int32_t));
     rk->row_pos = calloc(rows, sizeof(uint32_t));
     rk->row_seq = calloc(rows, sizeof(uint32_t));
@@ -149,23 +152,40 @@ sched_rank_open(sched_t *s, uint32_t index)
     rk->logits = calloc(logits * s->opt.vocab, sizeof(float));
     rk->draw = calloc(logits, sizeof(sample_draw_t));
     rk->drawn = calloc(logits, sizeof(int32_t));
-    rk->token = calloc(logits, sizeof(sched_token_t));
-    rk->top = calloc(logits * SCHED_TOP_MAX, sizeof(sample_top_t));
+    rk->echo = calloc(logits, sizeof(sched_token_t));
     rk->sample = sample_open(s->opt.vocab, s->opt.known, s->opt.max_context);
 
     rk->paused = calloc(s->opt.kv_blocks, sizeof(uint32_t));
 
     if (sched_cache_open(s, rk) != 0
-        || rk->paused == NULL || rk->entry == NULL || rk->row_id == NULL
-        || rk->row_pos == NULL || rk->row_seq == NULL || rk->seq_blocks == NULL
+        || sched_part_open(s, &rk->parts[0]) != 0
+        || sched_part_open(s, &rk->parts[1]) != 0
+        || rk->paused == NULL || rk->row_id == NULL || rk->row_pos == NULL
+        || rk->row_seq == NULL || rk->seq_blocks == NULL
         || rk->logit_row == NULL || rk->logits == NULL || rk->draw == NULL
-        || rk->drawn == NULL || rk->token == NULL || rk->top == NULL
-        || rk->sample == NULL)
+        || rk->drawn == NULL || rk->echo == NULL || rk->sample == NULL)
     {
         return -1;
     }
 
     return s->opt.speculate > 0 ? sched_rank_drafts(s, rk) : 0;
+}
+
+
+/* Scored rows are handed out with the one before them: one slot more each. */
+
+static int
+sched_part_open(sched_t *s, sched_part_t *p)
+{
+    size_t  slots;
+
+    slots = (size_t) s->max_logits + s->opt.max_batch;
+
+    p->entry = calloc(s->opt.max_batch, sizeof(sched_entry_t));
+    p->token = calloc(slots, sizeof(sched_token_t));
+    p->top = calloc(slots * SCHED_TOP_MAX, sizeof(sample_top_t));
+
+    return p->entry != NULL && p->token != NULL && p->top != NULL ? 0 : -1;
 }
 
 
@@ -194,11 +214,18 @@ sched_rank_drafts(sched_t *s, sched_rank_t *rk)
 static void
 sched_rank_close(sched_rank_t *rk)
 {
+    uint32_t  i;
+
+    for (i = 0; i < 2; i++) {
+        free(rk->parts[i].entry);
+        free(rk->parts[i].token);
+        free(rk->parts[i].top);
+    }
+
     sched_cache_close(rk);
     sample_close(rk->sample);
     free(rk->paused);
     free(rk->running);
-    free(rk->entry);
     free(rk->row_id);
     free(rk->row_pos);
     free(rk->row_seq);
@@ -214,8 +241,7 @@ sched_rank_close(sched_rank_t *rk)
     free(rk->logits);
     free(rk->draw);
     free(rk->drawn);
-    free(rk->token);
-    free(rk->top);
+    free(rk->echo);
 }
 
 
@@ -237,7 +263,6 @@ sched_close(sched_t *s)
 
     pthread_cond_destroy(&s->wake);
     pthread_cond_destroy(&s->step_begin);
-    pthread_cond_destroy(&s->step_end);
     pthread_mutex_destroy(&s->lock);
     pthread_mutex_destroy(&s->step_lock);
 
@@ -374,13 +399,46 @@ sched_paused(const sched_seq_t *seq)
 }
 
 
+/*
+ * Whether a sequence has no part in what follows the step under way, which
+ * ends it for certain, or after which it pauses.
+ */
+
+int
+sched_leaves(const sched_seq_t *seq)
+{
+    if (!seq->in_step) {
+        return 0;
+    }
+
+    if (seq->done != 0 || sched_paused(seq)) {
+        return 1;
+    }
+
+    return seq->r.max_tokens == 0 ? seq->n_done == sched_target(seq)
+                                  : !sched_answers(seq);
+}
+
+
+/* Whether one that has something to answer may have another token. */
+
+static int
+sched_answers(const sched_seq_t *seq)
+{
+    return seq->r.max_tokens > 0 && !seq->r.ended
+           && seq->n_total + seq->coming - seq->r.n_prompt
+              < seq->r.max_tokens;
+}
+
+
 /* Whether a sequence samples after the rows it was given. */
 
 int
 sched_samples(const sched_seq_t *seq)
 {
-    return seq->rows > 0 && seq->r.max_tokens > 0
-           && seq->n_done + seq->rows - seq->n_spec == seq->n_total;
+    return seq->rows > 0 && sched_answers(seq)
+           && seq->n_done + seq->rows - seq->n_spec
+              == seq->n_total + seq->coming;
 }
 
 
@@ -390,7 +448,7 @@ uint32_t
 sched_target(const sched_seq_t *seq)
 {
     if (seq->r.max_tokens > 0) {
-        return seq->n_total;
+        return seq->n_total + seq->coming;
     }
 
     return seq->r.echo && seq->r.logprobs ? seq->r.n_prompt - 1 : 0;
@@ -420,13 +478,31 @@ sched_free_blocks(sched_t *s, sched_seq_t *seq)
 }
 
 
-/* Ends a sequence wherever it is; step thread only. */
+/*
+ * Ends a sequence wherever it is; step thread only.  One that is part of the
+ * step under way ends when what that brings is handed out: until then the
+ * step writes to its blocks.
+ */
 
 void
 sched_end(sched_t *s, sched_seq_t *seq, sched_reason_t reason,
     const char *message)
 {
     sched_finish_t  f;
+
+    if (seq->in_step) {
+
+        if (seq->done == 0) {
+            seq->done = reason;
+
+            if (message != NULL) {
+                snprintf(seq->why, sizeof(seq->why), "%s", message);
+                seq->message = seq->why;
+            }
+        }
+
+        return;
+    }
 
     switch (seq->place) {
 
@@ -499,7 +575,9 @@ sched_publish(sched_t *s)
     s->stats.drafted = 0;
     s->stats.hits = 0;
     memset(s->stats.hit, 0, sizeof(s->stats.hit));
-    s->stats.depth = s->depth;
+    s->stats.depth = s->run.depth;
+    s->stats.followed = s->followed;
+    s->stats.idle_us = 0;
     s->stats.running = s->park.n + (s->queue.n - s->n_waiting);
 
     for (i = 0; i < s->n_ranks; i++) {
@@ -520,6 +598,7 @@ sched_publish(sched_t *s)
         s->stats.cached += rk->cached;
         s->stats.drafts += rk->drafts;
         s->stats.drafted += rk->drafted;
+        s->stats.idle_us += rk->idle_us / s->n_ranks;
         s->stats.running += rk->n_running;
 
         for (n = 0; n < SCHED_DEPTH_MAX; n++) {

@@ -14,6 +14,13 @@
  * Then the step thread ends what is done.  With nothing to do everything
  * sleeps.
  *
+ * AHEAD.  Ranks on devices would wait for all that.  With `ahead` the step
+ * thread leads no rank: while a step is computed it hands out the tokens of
+ * the one before and plans the one behind (sched_ahead.c), so that between two
+ * steps there is little but to put the new tokens into the rows.  What a stop
+ * string or a lack of credit ends is known one step later then: that step's
+ * row is of no use, and one token more may be paid with credit.
+ *
  * ROWS.  A sequence that only needs its next token gets one row.  Prompts get
  * up to `prefill_chunk` rows beside them, within a budget of estimated time
  * (sched_budget.c): with a prompt at hand the mean time between tokens is 1.7
@@ -189,11 +196,12 @@ typedef enum { SCHED_ECHO = 1, SCHED_OUTPUT } sched_kind_t;
 
 /*
  * What the owner is told.  accepted() at most once, by the step thread;
- * tokens() by the leader of the sequence's rank, prompt tokens (SCHED_ECHO)
- * before others; it returns 1 to end the sequence.  finish() exactly once and
- * last, by the step thread; `data` is not touched afterwards.  stepped()
- * follows each step.  None may block.  failed(): a rank failed.  lost(): a tag
- * is not resident on a rank any more; by the step thread, may be NULL.
+ * tokens() by that or by the leader of the sequence's rank, never by two at
+ * once: first those of the prompt (SCHED_ECHO), then others, of which it
+ * returns 1 to end the sequence.  finish() exactly once and last, by the step
+ * thread; `data` is not touched afterwards.  stepped() follows each step.  None
+ * may block.  failed(): a rank failed.  lost(): a tag is not resident on a rank
+ * any more; by the step thread, may be NULL.
  */
 
 typedef struct {
@@ -234,6 +242,7 @@ typedef struct {
     sched_waker_pt      waker;       /* with `join` */
     void              (*begin)(void *step_ctx);  /* NULL, or before steps */
     void               *step_ctx;
+    int                 ahead;       /* plans a step while one is computed */
     uint32_t            speculate;   /* at most SCHED_DEPTH_MAX; 0: off */
     int                 speculate_always;    /* also where it does not pay */
     sched_draft_pt      draft;       /* NULL without speculation */
@@ -348,6 +357,8 @@ typedef struct {
     uint32_t            depth;       /* guessed in the last step */
     uint64_t            busy_us;     /* in steps */
     uint64_t            guess_us;    /* that they were planned to take */
+    uint64_t            followed;    /* steps right behind another */
+    uint64_t            idle_us;     /* of a rank, between those */
     uint32_t            n_ranks;
     sched_rank_stats_t  rank[SCHED_RANKS_MAX];
 } sched_stats_t;

@@ -34,6 +34,7 @@ typedef struct {
 } sched_choice_t;
 
 
+static int sched_block_room(sched_seq_t *seq);
 static void sched_count_paused(sched_rank_t *rk);
 static void sched_clear_paused(sched_rank_t *rk);
 static uint32_t sched_room(const sched_rank_t *rk);
@@ -98,9 +99,10 @@ sched_count(const sched_t *s, sched_rank_t *rk)
 
     for (i = 0; i < rk->n_running; i++) {
         seq = rk->running[i];
-        seq->pause = sched_paused(seq);
+        seq->leaves = sched_leaves(seq);
+        seq->pause = !seq->leaves && sched_paused(seq);
 
-        if (!seq->pause) {
+        if (sched_takes_part(seq)) {
             rk->n_active++;
             rk->reserve += sched_missing(seq);
             sched_load_add(&answers, sched_target(seq), 1, 1);
@@ -325,6 +327,10 @@ sched_enter_rank(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint64_t now)
         rk->cap_running = cap;
     }
 
+    if (sched_block_room(seq) != 0) {
+        return -1;
+    }
+
     sched_list_remove(&s->queue, seq);
     s->n_waiting -= !seq->accepted;
 
@@ -369,6 +375,29 @@ sched_enter_rank(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint64_t now)
 }
 
 
+/*
+ * Room for the numbers of all blocks it can ever have, for they must stay
+ * where they are while a step uses them; 0, or -1.
+ */
+
+static int
+sched_block_room(sched_seq_t *seq)
+{
+    uint32_t  n;
+
+    if (seq->blocks != NULL) {
+        return 0;
+    }
+
+    n = seq->r.n_prompt + seq->r.max_tokens;
+    n = kv_blocks(n < seq->n_total ? seq->n_total : n);
+
+    seq->blocks = malloc(n * sizeof(int32_t));
+
+    return seq->blocks != NULL ? 0 : -1;
+}
+
+
 void
 sched_leave_rank(sched_t *s, sched_seq_t *seq)
 {
@@ -392,11 +421,19 @@ sched_leave_rank(sched_t *s, sched_seq_t *seq)
 }
 
 
-/* Takes a sequence's blocks; it is computed again when there is room. */
+/*
+ * Takes a sequence's blocks; it is computed again when there is room.  0; or
+ * -1: not while a step is under way, whose end may make it needless.
+ */
 
-void
+int
 sched_preempt(sched_t *s, sched_seq_t *seq)
 {
+    if (s->preparing) {
+        s->abandoned = 1;
+        return -1;
+    }
+
     sched_leave_rank(s, seq);
 
     seq->rows = 0;
@@ -413,4 +450,6 @@ sched_preempt(sched_t *s, sched_seq_t *seq)
         sched_list_add(&s->queue, seq);
         seq->place = SCHED_IN_QUEUE;
     }
+
+    return 0;
 }

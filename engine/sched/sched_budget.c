@@ -41,6 +41,40 @@ static uint32_t sched_least_rows(const sched_t *s, const sched_rank_t *rk,
     uint32_t pos, uint32_t max);
 
 
+/*
+ * Before a plan: the sums are what they were before other plans of the same
+ * step, which came to nothing.
+ */
+
+void
+sched_budget_keep(sched_t *s)
+{
+    uint32_t       i;
+    sched_rank_t  *rk;
+
+    for (i = 0; i < s->n_ranks; i++) {
+        rk = &s->rank[i];
+
+        if (s->kept) {
+            rk->lead = rk->lead_kept;
+            rk->oldest = rk->oldest_kept;
+
+        } else {
+            rk->lead_kept = rk->lead;
+            rk->oldest_kept = rk->oldest;
+        }
+    }
+
+    if (s->kept) {
+        s->account = s->account_kept;
+    } else {
+        s->account_kept = s->account;
+    }
+
+    s->kept = 1;
+}
+
+
 /* The answers' rows are planned: what may prompts have? */
 
 void
@@ -236,6 +270,7 @@ sched_budget_close(sched_t *s)
     }
 
     s->step_from = sched_now(s);
+    s->kept = 0;
 }
 
 
@@ -251,5 +286,5 @@ sched_budget_learn(sched_t *s)
     s->busy_us += us;
     s->guess_us += (uint64_t) s->planned_us;
 
-    sched_cost_learn(&s->cost, &s->load, s->all_rows, (double) us);
+    sched_cost_learn(&s->cost, &s->load, s->run.all_rows, (double) us);
 }

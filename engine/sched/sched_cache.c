@@ -10,8 +10,8 @@
  * After a step the blocks that have become full are published.  One that is
  * there already, computed by two at once, is given back for the published one:
  * one arithmetic per position makes them equal, but for the drafting layer's
- * keys, which may be missing (sched_draft.c).  A request's tags are put on the published blocks
- * that hold their last tokens.
+ * keys, which may be missing (sched_draft.c).  A request's tags are put on the
+ * published blocks that hold their last tokens.
  */
 
 #include "sched/sched_int.h"
@@ -22,6 +22,8 @@
 static void sched_cache_evicted(void *ctx, int32_t block,
     const kv_name_t *name, const kv_key_t *parent);
 static void sched_cache_lost(void *ctx, uint64_t tag);
+static uint32_t sched_cache_alike(const sched_t *s, sched_seq_t *seq,
+    sched_seq_t *o);
 static void sched_cache_count(sched_seq_t *seq, uint32_t done);
 static void sched_cache_public(sched_rank_t *rk, sched_seq_t *seq);
 
@@ -222,9 +224,7 @@ sched_cache_adopt(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq)
 
         block = kv_cache_find(&rk->cache, &name);
 
-        if (block < 0
-            || (i == seq->cap_blocks && sched_grow_blocks(seq, i + 1) != 0))
-        {
+        if (block < 0) {
             return;
         }
 
@@ -312,6 +312,76 @@ sched_cache_follows(const sched_t *s, const sched_rank_t *rk,
     }
 
     return 0;
+}
+
+
+/*
+ * What the step under way is computing of a sequence that has no part in it
+ * is published when the step is done.  1: it does best to wait, because who
+ * computes that goes on with more of it.  Where it could go on itself by then,
+ * the plan has come too early.
+ */
+
+int
+sched_cache_coming(sched_t *s, const sched_rank_t *rk, sched_seq_t *seq)
+{
+    uint32_t      i, at, n;
+    sched_seq_t  *o;
+
+    if (!s->preparing || seq->in_step || rk->cache.block == NULL
+        || seq->n_done != seq->n_public * KV_BLOCK)
+    {
+        return 0;
+    }
+
+    for (i = 0; i < rk->n_running; i++) {
+        o = rk->running[i];
+
+        if (!o->in_step || o->n_public > seq->n_public) {
+            continue;
+        }
+
+        at = seq->n_public;
+        n = sched_cache_alike(s, seq, o);
+
+        if (n <= at || o->n_done / KV_BLOCK <= at) {
+            continue;
+        }
+
+        if (n > o->n_done / KV_BLOCK && !o->leaves) {
+            return 1;
+        }
+
+        s->abandoned = 1;
+    }
+
+    return 0;
+}
+
+
+/* How many leading blocks both have, of those that `seq` may take. */
+
+static uint32_t
+sched_cache_alike(const sched_t *s, sched_seq_t *seq, sched_seq_t *o)
+{
+    uint32_t  i, n;
+
+    n = sched_cache_limit(seq);
+    n = n < o->n_total / KV_BLOCK ? n : o->n_total / KV_BLOCK;
+
+    if (sched_cache_hash(s, seq, n) != 0 || sched_cache_hash(s, o, n) != 0) {
+        return 0;
+    }
+
+    for (i = seq->n_public; i < n; i++) {
+        if (seq->hash[i].lo != o->hash[i].lo
+            || seq->hash[i].hi != o->hash[i].hi)
+        {
+            break;
+        }
+    }
+
+    return i;
 }
 
 

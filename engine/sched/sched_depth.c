@@ -36,7 +36,7 @@ sched_depth_choose(sched_t *s, uint32_t n)
 {
     sched_size_t  *z;
 
-    s->last_depth = s->depth;
+    s->last_depth = s->run.depth;
 
     if (s->opt.speculate == 0 || s->opt.speculate_always) {
         s->depth = s->opt.speculate;
@@ -56,14 +56,14 @@ sched_depth_learn(sched_t *s, uint32_t n, uint32_t tokens, uint64_t us)
     sched_size_t  *z;
 
     if (n == 0 || s->opt.speculate == 0 || s->opt.speculate_always
-        || s->depth != s->last_depth)
+        || s->run.depth != s->run.last_depth)
     {
         return;
     }
 
     z = sched_depth_size(s, n);
 
-    if (z->depth != s->depth) {
+    if (z->depth != s->run.depth) {
         return;                      /* fewer answered than was thought */
     }
 

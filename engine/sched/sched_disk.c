@@ -35,9 +35,10 @@ static sched_fetch_t *sched_disk_under_way(const sched_rank_t *rk,
     const sched_seq_t *seq);
 static int sched_disk_next(const sched_t *s, sched_seq_t *seq, uint32_t i,
     kv_disk_key_t *key);
-static uint32_t sched_disk_count(const sched_t *s, sched_seq_t *seq);
-static int sched_disk_pays(const sched_t *s, const sched_seq_t *seq,
-    uint32_t n);
+static uint32_t sched_disk_count(const sched_t *s, sched_seq_t *seq,
+    uint32_t at);
+static uint32_t sched_disk_worth(const sched_t *s, sched_seq_t *seq,
+    uint32_t at);
 static sched_fetch_t *sched_disk_fetch(const sched_t *s, sched_rank_t *rk,
     sched_seq_t *seq, uint32_t n);
 static void sched_disk_finish(kv_cache_t *c, sched_fetch_t *f);
@@ -237,32 +238,40 @@ sched_disk_key(const kv_name_t *name, const kv_key_t *parent,
 
 /*
  * Whether a sequence waits for blocks that are being read, or that are about
- * to be because it wants them.  It has adopted what the cache has.
+ * to be because it wants them.  It has adopted what the cache has.  One that
+ * the step under way computes wants none until its own are published.
  */
 
 int
-sched_disk_waits(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq)
+sched_disk_waits(sched_t *s, sched_rank_t *rk, sched_seq_t *seq)
 {
     uint32_t        n, at;
     sched_fetch_t  *f;
 
-    at = seq->n_public;
+    at = seq->n_done / KV_BLOCK;
 
-    if (s->disk == NULL || seq->n_done != at * KV_BLOCK
+    if (s->disk == NULL || seq->n_done % KV_BLOCK != 0
         || at >= sched_cache_limit(seq)
         || sched_cache_hash(s, seq, at + 1) != 0)
     {
         return 0;
     }
 
+    if (seq->in_step) {
+        s->abandoned |= sched_disk_worth(s, seq, at) > 0;
+        return 0;
+    }
+
+    if (at != seq->n_public) {
+        return 0;
+    }
+
     f = sched_disk_under_way(rk, seq);
 
-    /* It was tried: once is enough. */
+    if (f == NULL) {
+        n = sched_disk_worth(s, seq, at);
 
-    if (f == NULL && seq->fetched != at + 1) {
-        n = sched_disk_count(s, seq);
-
-        if (n > 0 && sched_disk_pays(s, seq, n)) {
+        if (n > 0) {
             seq->fetched = at + 1;
             f = sched_disk_fetch(s, rk, seq, n);
         }
@@ -326,17 +335,17 @@ sched_disk_next(const sched_t *s, sched_seq_t *seq, uint32_t i,
 }
 
 
-/* How many blocks from the next one on are on disk. */
+/* How many blocks from block `at` on are on disk. */
 
 static uint32_t
-sched_disk_count(const sched_t *s, sched_seq_t *seq)
+sched_disk_count(const sched_t *s, sched_seq_t *seq, uint32_t at)
 {
     uint32_t       i, limit;
     kv_disk_key_t  key;
 
     limit = sched_cache_limit(seq);
 
-    for (i = seq->n_public; i < limit; i++) {
+    for (i = at; i < limit; i++) {
         if (sched_disk_next(s, seq, i, &key) != 0
             || !kv_disk_find(s->disk, &key))
         {
@@ -344,27 +353,33 @@ sched_disk_count(const sched_t *s, sched_seq_t *seq)
         }
     }
 
-    return i - seq->n_public;
+    return i - at;
 }
 
 
-/* Whether reading takes less time than computing. */
+/* The same, or 0 if reading takes more time than computing, or was tried. */
 
-static int
-sched_disk_pays(const sched_t *s, const sched_seq_t *seq, uint32_t n)
+static uint32_t
+sched_disk_worth(const sched_t *s, sched_seq_t *seq, uint32_t at)
 {
     double    us;
-    uint32_t  from;
+    uint32_t  n, from;
 
-    if (s->cost.steps == 0) {
-        return 1;                    /* nothing is known of computing yet */
+    if (seq->fetched == at + 1) {
+        return 0;                    /* once is enough */
     }
 
-    from = seq->n_public * KV_BLOCK;
+    n = sched_disk_count(s, seq, at);
+
+    if (n == 0 || s->cost.steps == 0) {
+        return n;                    /* nothing is known of computing yet */
+    }
+
+    from = at * KV_BLOCK;
     us = sched_cost_prompt(&s->cost, from, from + n * KV_BLOCK,
                            s->opt.prefill_chunk);
 
-    return (double) kv_disk_read_us(s->disk, n) < us;
+    return (double) kv_disk_read_us(s->disk, n) < us ? n : 0;
 }
 
 
@@ -383,7 +398,7 @@ sched_disk_tags(const sched_t *s, sched_seq_t *seq)
     if (s->disk != NULL && i < seq->r.n_tags
         && seq->n_done == seq->n_public * KV_BLOCK)
     {
-        end = seq->n_public + sched_disk_count(s, seq);
+        end = seq->n_public + sched_disk_count(s, seq, seq->n_public);
 
         while (i < seq->r.n_tags && seq->r.tags[i].last / KV_BLOCK < end) {
             i++;

@@ -90,12 +90,6 @@ sched_draft_plan(sched_t *s, sched_rank_t *rk, sched_seq_t *seq)
     while (seq->n_blocks < kv_blocks(end)
            && kv_cache_free(&rk->cache) > rk->n_running)
     {
-        if (seq->n_blocks == seq->cap_blocks
-            && sched_grow_blocks(seq, seq->n_blocks + 1) != 0)
-        {
-            break;
-        }
-
         block = kv_cache_get(&rk->cache);
 
         if (block < 0) {
@@ -124,10 +118,10 @@ sched_draft_run(sched_t *s, sched_rank_t *rk)
     rk->d_logits = 0;
     base = 0;
 
-    for (i = 0; i < rk->n_entries; i++) {
-        seq = rk->entry[i];
+    for (i = 0; i < rk->part->n; i++) {
+        seq = rk->part->entry[i].seq;
         last = sched_draft_known(s, rk, i, base);
-        base += seq->rows;
+        base += rk->part->entry[i].rows;
 
         if (last > 0 && last == seq->n_total - 1
             && sched_draft_most(s, seq) > 0)
@@ -159,16 +153,18 @@ static uint32_t
 sched_draft_known(const sched_t *s, sched_rank_t *rk, uint32_t entry,
     uint32_t base)
 {
-    uint32_t      pos, from, to, room;
-    sched_seq_t  *seq;
+    uint32_t              pos, from, to, room;
+    sched_seq_t          *seq;
+    const sched_entry_t  *e;
 
-    seq = rk->entry[entry];
+    e = &rk->part->entry[entry];
+    seq = e->seq;
 
-    if (seq->done != 0 || seq->r.max_tokens == 0 || seq->rows == 0) {
+    if (seq->done != 0 || seq->r.max_tokens == 0 || e->rows == 0) {
         return 0;
     }
 
-    from = seq->n_before + 1;
+    from = e->first + 1;
     to = seq->n_done < seq->n_total ? seq->n_done : seq->n_total - 1;
     room = seq->n_blocks * KV_BLOCK;
     to = to < room ? to : room - 1;
@@ -255,7 +251,7 @@ sched_draft_pass(sched_t *s, sched_rank_t *rk, uint32_t pass)
     d.rows.id = rk->d_id;
     d.rows.pos = rk->d_pos;
     d.rows.seq = rk->d_seq;
-    d.rows.n_seqs = rk->n_entries;
+    d.rows.n_seqs = rk->part->n;
     d.rows.blocks = rk->seq_blocks;
     d.first = rk->d_first;
     d.from = rk->d_from;
@@ -265,7 +261,7 @@ sched_draft_pass(sched_t *s, sched_rank_t *rk, uint32_t pass)
     /* the likeliest each */
 
     for (i = 0; i < rk->d_logits; i++) {
-        seq = rk->entry[rk->d_entry[i]];
+        seq = rk->part->entry[rk->d_entry[i]].seq;
         p = seq->r.params;
         p.temperature = 0;
         rk->drawn[i] = SAMPLE_NOT_DRAWN;
@@ -299,7 +295,7 @@ sched_draft_take(sched_t *s, sched_rank_t *rk, uint32_t pass)
     rk->d_logits = 0;
 
     for (i = 0; i < n; i++) {
-        seq = rk->entry[rk->d_entry[i]];
+        seq = rk->part->entry[rk->d_entry[i]].seq;
         pos = seq->n_total + pass;
 
         p = seq->r.params;

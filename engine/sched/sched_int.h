@@ -2,8 +2,11 @@
  * Inside the scheduler.
  *
  * Who may touch what: `events`, the inbox and `stats` under `lock`; atomics by
- * anybody; all else by the step thread between steps, and within a step what
- * belongs to a rank (its arrays, its running sequences) by its leader.
+ * anybody; all else by the step thread between steps.  Within a step a rank's
+ * arrays of rows, its logits and its part of the step are its leader's.  So
+ * are the sequences of that part, if nothing is prepared meanwhile; else they
+ * are the step thread's, and a leader reads what no plan changes of them:
+ * `r`, `ids`, `n_total`, and the blocks that the rows need.
  */
 
 #ifndef SCHED_SCHED_INT_H
@@ -18,6 +21,7 @@
 
 
 #define SCHED_EOS_MAX  8
+#define SCHED_WHY_LEN  128
 #define SCHED_NEVER    UINT64_MAX
 #define SCHED_NO_LIMIT 1e300         /* of a step's time */
 
@@ -56,14 +60,16 @@ struct sched_seq_s {
     int32_t          *ids;
     uint32_t          n_total;       /* ids known */
     uint32_t          cap;
-    uint32_t          n_done;        /* positions in the KV blocks */
+    uint32_t          n_done;        /* positions in the KV blocks, those of
+                                        the step under way included */
+    int               in_step;       /* is part of that */
+    uint32_t          coming;        /* tokens that it makes for certain */
     uint32_t          n_seen;        /* the most that ever were */
     uint32_t          n_cached;      /* of the prompt, found and not computed */
     uint32_t          n_echo;        /* prompt tokens handed out */
 
     int32_t          *blocks;
     uint32_t          n_blocks;
-    uint32_t          cap_blocks;
     uint32_t          n_public;      /* leading blocks that are published */
     uint32_t          n_tagged;      /* tags that these have */
 
@@ -80,14 +86,15 @@ struct sched_seq_s {
     uint32_t          n_hit;
 
     int               pause;         /* as this plan saw it */
-    uint32_t          rows;          /* of the step at hand */
+    int               leaves;        /* after the step under way, likewise */
+    uint32_t          rows;          /* planned */
     uint32_t          n_spec;        /* the last of them, for guesses */
-    uint32_t          n_before;      /* n_done before the step */
     uint32_t          n_score;       /* rows whose logits score the prompt */
     sched_planned_t   planned;
 
-    sched_reason_t    done;          /* set by the leader */
+    sched_reason_t    done;          /* to be ended, and why */
     const char       *message;
+    char              why[SCHED_WHY_LEN];
     uint64_t          accepted_us;
     uint64_t          first_us;
 };
@@ -109,6 +116,32 @@ struct sched_fetch_s {
     int32_t        *front;           /* [first] blocks before it, held */
     int             wanted;          /* as of this plan */
 };
+
+/* What a sequence has in a step. */
+
+typedef struct {
+    sched_seq_t      *seq;
+    uint32_t          first;         /* position of its first row */
+    uint32_t          rows;
+    uint32_t          n_spec;        /* the last of them, for guesses */
+    uint32_t          scored;        /* position of the first row that scores */
+    uint32_t          n_score;
+    int               samples;
+    int               dead;          /* had ended before the step was done */
+    uint32_t          logit;         /* its first row of logits */
+    uint32_t          slot;          /* its first token: see sched_output.c */
+    uint32_t          n_out;         /* tokens to be handed out */
+} sched_entry_t;
+
+/* A rank's part of a step, and what came of it. */
+
+typedef struct {
+    sched_entry_t    *entry;         /* [max_batch] */
+    uint32_t          n;
+    uint32_t          n_slots;
+    sched_token_t    *token;         /* [max_logits + max_batch] */
+    sample_top_t     *top;           /* SCHED_TOP_MAX of each */
+} sched_part_t;
 
 typedef struct {
     uint32_t          index;
@@ -135,8 +168,9 @@ typedef struct {
     uint64_t          oldest;        /* order of the first prompt */
     double            lead;          /* µs it had more than the others */
 
-    sched_seq_t     **entry;         /* of this step */
-    uint32_t          n_entries;
+    sched_part_t      parts[2];
+    sched_part_t     *part;          /* of the step at hand */
+    sched_part_t     *owed;          /* tokens of the one before, if any */
     int32_t          *row_id;
     uint32_t         *row_pos;
     uint32_t         *row_seq;
@@ -165,13 +199,20 @@ typedef struct {
     int32_t          *drawn;
     int               drawing;       /* in this step */
     sample_t         *sample;
-    sched_token_t    *token;
-    sample_top_t     *top;
+    sched_token_t    *echo;          /* [max_logits] prompt tokens */
     uint64_t          tokens;
     uint64_t          prompt;        /* of sequences that have ended */
     uint64_t          cached;
     int               rc;
     char              err[SCHED_ERR_LEN];
+
+    uint64_t          oldest_kept;   /* before this plan */
+    double            lead_kept;
+
+    uint64_t          began_us;      /* computing its last step */
+    uint64_t          ended_us;
+    uint64_t          last_us;       /* ended_us of the one before */
+    uint64_t          idle_us;       /* between steps */
 
     pthread_t         thread;
     int               started;
@@ -196,6 +237,15 @@ typedef struct {
     double    speed[SCHED_DEPTH_MAX + 1];    /* tokens per us; 0: unknown */
 } sched_size_t;
 
+/* What the step under way was planned as; plans made meanwhile have theirs. */
+
+typedef struct {
+    int               ahead;         /* the next one is prepared meanwhile */
+    uint32_t          depth;         /* guesses after it */
+    uint32_t          last_depth;
+    double            all_rows;
+} sched_run_t;
+
 struct sched_s {
     sched_options_t   opt;
     int32_t           eos[SCHED_EOS_MAX];
@@ -206,6 +256,7 @@ struct sched_s {
     pthread_cond_t    wake;          /* for the step thread */
     sched_seq_t      *events;        /* new and cancelled, newest first */
     int               changed;       /* something to look at */
+    int               landed;        /* all leaders are done */
     int               draining;      /* asked for */
     int               drained;       /* done so */
     int               stopping;
@@ -213,7 +264,6 @@ struct sched_s {
 
     pthread_mutex_t   step_lock;
     pthread_cond_t    step_begin;
-    pthread_cond_t    step_end;
     uint64_t          step_no;       /* steps begun */
     uint32_t          step_left;     /* leaders at work */
     int               step_quit;
@@ -230,6 +280,16 @@ struct sched_s {
     uint64_t          accepted;
     uint64_t          preempted;
     int               failed;
+
+    sched_run_t       run;
+    int               preparing;     /* a step is under way */
+    int               abandoned;     /* what it brings matters */
+    int               prepared;      /* shares are given out */
+    int               owing;         /* tokens of the step before */
+    int               idled;         /* had nothing to do before this step */
+    int               kept;          /* sums from before this plan are */
+    double            account_kept;
+    uint64_t          followed;      /* steps right behind another */
 
     kv_disk_t        *disk;          /* NULL: none */
     uint32_t          depth;         /* guesses after this step */
@@ -264,6 +324,7 @@ struct sched_s {
 /* sched.c */
 uint64_t sched_now(const sched_t *s);
 int sched_paused(const sched_seq_t *seq);
+int sched_leaves(const sched_seq_t *seq);
 int sched_samples(const sched_seq_t *seq);
 uint32_t sched_target(const sched_seq_t *seq);
 void sched_end(sched_t *s, sched_seq_t *seq, sched_reason_t reason,
@@ -290,18 +351,28 @@ uint32_t sched_missing(const sched_seq_t *seq);
 uint32_t sched_need(const sched_t *s, const sched_rank_t *rk,
     sched_seq_t *seq, uint32_t *cached);
 void sched_leave_rank(sched_t *s, sched_seq_t *seq);
-void sched_preempt(sched_t *s, sched_seq_t *seq);
+int sched_preempt(sched_t *s, sched_seq_t *seq);
 
 /* sched_room.c */
 sched_rank_t *sched_make_room(sched_t *s, sched_seq_t *seq);
 
-/* sched_plan.c: sched_plan() is 1 if there is something to compute */
+/*
+ * sched_plan.c: sched_share_out() decides who gets what, sched_batch() turns
+ * that into rows; sched_plan() does both.  1 if there is something to compute.
+ */
 int sched_plan(sched_t *s);
-int sched_grow_blocks(sched_seq_t *seq, uint32_t n);
+void sched_share_out(sched_t *s);
+int sched_batch(sched_t *s);
 uint32_t sched_pending(const sched_seq_t *seq);
+int sched_takes_part(const sched_seq_t *seq);
 sched_seq_t *sched_next_prompt(const sched_rank_t *rk);
 
+/* sched_ahead.c */
+void sched_prepare(sched_t *s);
+int sched_next(sched_t *s);
+
 /* sched_budget.c */
+void sched_budget_keep(sched_t *s);
 void sched_budget_open(sched_t *s, uint32_t n_answers, uint32_t n_prompts);
 uint32_t sched_budget_rows(const sched_t *s, const sched_rank_t *rk,
     const sched_seq_t *seq, uint32_t max, int first);
@@ -324,6 +395,7 @@ int sched_cache_shares(const sched_t *s, const sched_rank_t *rk,
     sched_seq_t *seq, sched_seq_t *o);
 int sched_cache_follows(const sched_t *s, const sched_rank_t *rk,
     sched_seq_t *seq);
+int sched_cache_coming(sched_t *s, const sched_rank_t *rk, sched_seq_t *seq);
 void sched_cache_publish(const sched_t *s, sched_rank_t *rk,
     sched_seq_t *seq);
 
@@ -333,7 +405,7 @@ void sched_disk_quiet(sched_t *s);
 void sched_disk_close(sched_t *s);
 void sched_disk_store(sched_rank_t *rk, int32_t block, const kv_name_t *name,
     const kv_key_t *parent);
-int sched_disk_waits(const sched_t *s, sched_rank_t *rk, sched_seq_t *seq);
+int sched_disk_waits(sched_t *s, sched_rank_t *rk, sched_seq_t *seq);
 uint32_t sched_disk_tags(const sched_t *s, sched_seq_t *seq);
 void sched_disk_collect(sched_t *s);
 void sched_disk_give_up(sched_t *s);
@@ -350,11 +422,20 @@ void sched_depth_learn(sched_t *s, uint32_t n, uint32_t tokens, uint64_t us);
 
 /* sched_rank.c */
 void sched_rank_run(sched_t *s, sched_rank_t *rk);
+void sched_draw(sched_t *s, sched_rank_t *rk, const sched_entry_t *e,
+    uint32_t i);
 
-/* after all ranks have run */
+/*
+ * sched_output.c: sched_answer() is what a leader does with an entry unless
+ * the next step is prepared meanwhile, sched_collect() follows when all ranks
+ * have run, and sched_deliver() hands out what is owed then.
+ */
+void sched_answer(sched_t *s, sched_rank_t *rk, sched_entry_t *e);
 void sched_collect(sched_t *s);
+void sched_deliver(sched_t *s);
 
-/* A rank failed: nothing goes on. */
+/* A rank or a node failed: nothing goes on. */
 void sched_fail(sched_t *s, const char *why);
+void sched_abort(sched_t *s, const char *message);
 
 #endif /* SCHED_SCHED_INT_H */

@@ -5,11 +5,13 @@
  * so that it is known what a step takes without these (sched_budget.c); in
  * order, so that whoever has to give blocks back comes after those that take
  * them.  Then the shares become the batch.
+ *
+ * The shares may be given out while a step is under way, and more than once:
+ * they count what that computes as done (sched_ahead.c).
  */
 
 #include "sched/sched_int.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 
@@ -26,19 +28,29 @@ static uint32_t sched_cover(sched_t *s, sched_rank_t *rk, sched_seq_t *seq,
 static sched_seq_t *sched_victim(sched_rank_t *rk, const sched_seq_t *seq);
 static void sched_score_rows(const sched_seq_t *seq, uint32_t rows,
     uint32_t *first, uint32_t *n);
-static void sched_batch(sched_rank_t *rk);
+static void sched_batch_rank(sched_rank_t *rk);
+static void sched_batch_entry(sched_rank_t *rk, sched_seq_t *seq);
 
 
 int
 sched_plan(sched_t *s)
 {
-    int            work;
+    sched_share_out(s);
+
+    return sched_batch(s);
+}
+
+
+void
+sched_share_out(sched_t *s)
+{
     uint32_t       i, n_answers, n_prompts;
     uint64_t       now;
     sched_rank_t  *rk;
 
     now = sched_now(s);
 
+    sched_budget_keep(s);
     sched_take_events(s);
     sched_disk_collect(s);
     sched_expire(s, now);
@@ -47,6 +59,7 @@ sched_plan(sched_t *s)
     sched_refuse(s);
 
     sched_depth_choose(s, sched_answering(s));
+    s->abandoned |= s->preparing && s->depth > 0;
 
     n_answers = 0;
     n_prompts = 0;
@@ -61,17 +74,36 @@ sched_plan(sched_t *s)
     }
 
     sched_budget_open(s, n_answers, n_prompts);
+
+    for (i = 0; i < s->n_ranks; i++) {
+        sched_plan_prompts(s, &s->rank[i]);
+    }
+
+    sched_disk_give_up(s);
+}
+
+
+int
+sched_batch(sched_t *s)
+{
+    int       work;
+    uint32_t  i;
+
     work = 0;
 
     for (i = 0; i < s->n_ranks; i++) {
-        rk = &s->rank[i];
-        sched_plan_prompts(s, rk);
-        sched_batch(rk);
-        work |= rk->n_entries > 0;
+        sched_batch_rank(&s->rank[i]);
+        work |= s->rank[i].part->n > 0;
     }
 
-    sched_budget_close(s);
-    sched_disk_give_up(s);
+    if (work) {
+        sched_budget_close(s);
+    }
+
+    s->run.ahead = s->opt.ahead && s->depth == 0;
+    s->run.last_depth = s->last_depth;
+    s->run.depth = s->depth;
+    s->run.all_rows = s->all_rows;
 
     return work;
 }
@@ -91,7 +123,8 @@ sched_answering(const sched_t *s)
         rk = &s->rank[i];
 
         for (j = 0; j < rk->n_running; j++) {
-            n += !rk->running[j]->pause && sched_pending(rk->running[j]) == 1;
+            n += sched_takes_part(rk->running[j])
+                 && sched_pending(rk->running[j]) == 1;
         }
     }
 
@@ -106,10 +139,17 @@ sched_pending(const sched_seq_t *seq)
 }
 
 
+int
+sched_takes_part(const sched_seq_t *seq)
+{
+    return !seq->pause && !seq->leaves;
+}
+
+
 static int
 sched_is_prompt(const sched_seq_t *seq)
 {
-    return !seq->pause && sched_pending(seq) > 1;
+    return sched_takes_part(seq) && sched_pending(seq) > 1;
 }
 
 
@@ -141,7 +181,9 @@ sched_plan_answers(sched_t *s, sched_rank_t *rk)
         if (sched_is_prompt(seq)) {
             sched_cache_adopt(s, rk, seq);
 
-            if (sched_disk_waits(s, rk, seq)) {
+            if (sched_cache_coming(s, rk, seq)
+                || sched_disk_waits(s, rk, seq))
+            {
                 seq->planned = SCHED_PASSED;
             }
         }
@@ -150,7 +192,7 @@ sched_plan_answers(sched_t *s, sched_rank_t *rk)
     for (i = 0; i < rk->n_running && rk->n_planned < s->opt.max_batch; i++) {
         seq = rk->running[i];
 
-        if (seq->pause || sched_is_prompt(seq)) {
+        if (!sched_takes_part(seq) || sched_is_prompt(seq)) {
             continue;
         }
 
@@ -396,10 +438,6 @@ sched_cover(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t rows)
 
     need = kv_blocks((uint64_t) seq->n_done + rows);
 
-    if (need > seq->cap_blocks && sched_grow_blocks(seq, need) != 0) {
-        need = seq->cap_blocks;
-    }
-
     while (seq->n_blocks < need) {
 
         block = kv_cache_get(&rk->cache);
@@ -411,35 +449,14 @@ sched_cover(sched_t *s, sched_rank_t *rk, sched_seq_t *seq, uint32_t rows)
 
         victim = sched_victim(rk, seq);
 
-        if (victim == NULL) {
+        if (victim == NULL || sched_preempt(s, victim) != 0) {
             break;
         }
-
-        sched_preempt(s, victim);
     }
 
     have = seq->n_blocks * KV_BLOCK - seq->n_done;
 
     return have < rows ? have : rows;
-}
-
-
-int
-sched_grow_blocks(sched_seq_t *seq, uint32_t n)
-{
-    int32_t  *blocks;
-
-    n = n < 8 ? 8 : n + n / 2;
-
-    blocks = realloc(seq->blocks, n * sizeof(int32_t));
-    if (blocks == NULL) {
-        return -1;
-    }
-
-    seq->blocks = blocks;
-    seq->cap_blocks = n;
-
-    return 0;
 }
 
 
@@ -475,54 +492,80 @@ sched_victim(sched_rank_t *rk, const sched_seq_t *seq)
 }
 
 
-/* Turns the shares into rows, and counts what they are. */
+/*
+ * Turns the shares into rows, and counts what they are.  One whose sequence
+ * has ended since is void.
+ */
 
 static void
-sched_batch(sched_rank_t *rk)
+sched_batch_rank(sched_rank_t *rk)
 {
-    uint32_t      i, j, k, n, pos, first, score, logits;
+    uint32_t      i;
     sched_seq_t  *seq;
 
-    rk->n_entries = 0;
+    rk->part->n = 0;
+    rk->part->n_slots = 0;
     rk->n_rows = 0;
     rk->n_logits = 0;
+    rk->answered = 0;
+    rk->made = 0;
     memset(&rk->load, 0, sizeof(sched_load_t));
 
     for (i = 0; i < rk->n_running; i++) {
         seq = rk->running[i];
 
-        if (seq->planned != SCHED_PLANNED) {
-            continue;
+        if (seq->planned == SCHED_PLANNED && seq->done == 0
+            && !atomic_load_explicit(&seq->cancelled, memory_order_relaxed))
+        {
+            sched_batch_entry(rk, seq);
         }
-
-        n = rk->n_rows;
-        k = rk->n_entries++;
-        logits = rk->n_logits;
-        rk->entry[k] = seq;
-        rk->seq_blocks[k] = seq->blocks;
-
-        for (j = 0; j < seq->rows; j++) {
-            pos = seq->n_done + j;
-            rk->row_id[n + j] = pos < seq->n_total
-                                ? seq->ids[pos]
-                                : seq->draft[pos - seq->n_total];
-            rk->row_pos[n + j] = pos;
-            rk->row_seq[n + j] = k;
-        }
-
-        sched_score_rows(seq, seq->rows, &first, &score);
-
-        for (j = 0; j < score; j++) {
-            rk->logit_row[rk->n_logits++] = n + (first - seq->n_done) + j;
-        }
-
-        for (j = 0; sched_samples(seq) && j <= seq->n_spec; j++) {
-            rk->logit_row[rk->n_logits++] = n + seq->rows - 1 - seq->n_spec
-                                            + j;
-        }
-
-        rk->n_rows += seq->rows;
-        sched_load_add(&rk->load, seq->n_done, seq->rows,
-                       rk->n_logits - logits);
     }
+}
+
+
+static void
+sched_batch_entry(sched_rank_t *rk, sched_seq_t *seq)
+{
+    uint32_t        j, k, n, pos;
+    sched_entry_t  *e;
+
+    n = rk->n_rows;
+    k = rk->part->n++;
+    rk->seq_blocks[k] = seq->blocks;
+
+    e = &rk->part->entry[k];
+    memset(e, 0, sizeof(sched_entry_t));
+    e->seq = seq;
+    e->first = seq->n_done;
+    e->rows = seq->rows;
+    e->n_spec = seq->n_spec;
+    e->samples = sched_samples(seq);
+    e->logit = rk->n_logits;
+    e->slot = rk->part->n_slots;
+
+    for (j = 0; j < e->rows; j++) {
+        pos = e->first + j;
+        rk->row_id[n + j] = pos < seq->n_total
+                            ? seq->ids[pos] : seq->draft[pos - seq->n_total];
+        rk->row_pos[n + j] = pos;
+        rk->row_seq[n + j] = k;
+    }
+
+    sched_score_rows(seq, e->rows, &e->scored, &e->n_score);
+
+    for (j = 0; j < e->n_score; j++) {
+        rk->logit_row[rk->n_logits++] = n + (e->scored - e->first) + j;
+    }
+
+    for (j = 0; e->samples && j <= e->n_spec; j++) {
+        rk->logit_row[rk->n_logits++] = n + e->rows - 1 - e->n_spec + j;
+    }
+
+    rk->n_rows += e->rows;
+    rk->part->n_slots += 1 + rk->n_logits - e->logit;
+    sched_load_add(&rk->load, e->first, e->rows, rk->n_logits - e->logit);
+
+    seq->in_step = 1;
+    seq->coming = e->samples != 0;
+    seq->n_done += e->rows - e->n_spec;
 }

@@ -8,9 +8,6 @@
 #include <stdlib.h>
 
 
-#define SCHED_WHY_LEN  128
-
-
 static void sched_arrive(sched_t *s, sched_seq_t *seq);
 static uint64_t sched_due(const sched_seq_t *seq);
 static void sched_check_late(sched_t *s, sched_seq_t *seq, uint64_t now);

@@ -64,7 +64,9 @@ sched_make_room(sched_t *s, sched_seq_t *seq)
     at = best->n_running;
 
     while (least.n-- > 0) {
-        sched_preempt(s, sched_lower(best, &at, seq->r.priority));
+        if (sched_preempt(s, sched_lower(best, &at, seq->r.priority)) != 0) {
+            return NULL;
+        }
     }
 
     sched_count(s, best);

@@ -1,5 +1,6 @@
 /*
- * The step thread and the leaders.
+ * The step thread and the leaders.  Rank 0's leader is the step thread itself,
+ * unless that prepares the next step meanwhile.
  */
 
 #include "sched/sched_int.h"
@@ -14,10 +15,13 @@
 
 static void *sched_main(void *data);
 static void *sched_leader(void *data);
+static int sched_stops(sched_t *s, int work);
 static int sched_sleep(sched_t *s);
 static int sched_join(sched_t *s, int work);
 static uint32_t sched_most(const sched_t *s);
 static void sched_step(sched_t *s);
+static int sched_watch(sched_t *s);
+static void sched_land(sched_t *s);
 static void sched_halt(sched_t *s);
 
 
@@ -31,7 +35,7 @@ sched_start(sched_t *s, char *err)
         s->opt.waker(s->opt.step_ctx, s);
     }
 
-    for (i = 1; i < s->n_ranks; i++) {
+    for (i = s->opt.ahead ? 0 : 1; i < s->n_ranks; i++) {
         rc = pthread_create(&s->rank[i].thread, NULL, sched_leader,
                             &s->rank[i]);
         if (rc != 0) {
@@ -83,6 +87,8 @@ sched_stop(sched_t *s)
 
     /* Nobody else is at work now. */
 
+    s->prepared = 0;
+    sched_deliver(s);
     sched_take_events(s);
     sched_refuse(s);
     sched_end_all(s, SCHED_E_SHUTDOWN, "the engine is going down");
@@ -103,7 +109,7 @@ sched_halt(sched_t *s)
     pthread_cond_broadcast(&s->step_begin);
     pthread_mutex_unlock(&s->step_lock);
 
-    for (i = 1; i < s->n_ranks; i++) {
+    for (i = 0; i < s->n_ranks; i++) {
         if (s->rank[i].started) {
             pthread_join(s->rank[i].thread, NULL);
             s->rank[i].started = 0;
@@ -120,11 +126,10 @@ sched_main(void *data)
 
     pthread_setname_np(pthread_self(), "llm-step");
 
-    for ( ;; ) {
-
+    do {
         atomic_store(&s->step_began, sched_now(s));
 
-        work = sched_plan(s);
+        work = sched_next(s);
 
         if (s->opt.join != NULL) {
             work = sched_join(s, work);
@@ -135,6 +140,7 @@ sched_main(void *data)
             sched_collect(s);
 
         } else {
+            s->idled = 1;
             sched_publish(s);
 
             if (s->opt.ops->stepped != NULL) {
@@ -148,21 +154,29 @@ sched_main(void *data)
             sched_drain(s);
         }
 
-        pthread_mutex_lock(&s->lock);
+    } while (!sched_stops(s, work));
 
-        if (s->stopping) {
-            pthread_mutex_unlock(&s->lock);
-            return NULL;
-        }
+    return NULL;
+}
 
-        if (!work) {
-            while (!s->changed && sched_sleep(s) == 0) {
-                /* void */
-            }
-        }
 
-        pthread_mutex_unlock(&s->lock);
+/* After a step, or without work: then it waits until there may be some. */
+
+static int
+sched_stops(sched_t *s, int work)
+{
+    int  stopping;
+
+    pthread_mutex_lock(&s->lock);
+
+    while (!work && !s->stopping && !s->changed && sched_sleep(s) == 0) {
+        /* void */
     }
+
+    stopping = s->stopping;
+    pthread_mutex_unlock(&s->lock);
+
+    return stopping;
 }
 
 
@@ -224,14 +238,16 @@ sched_join(sched_t *s, int work)
 
     if (rc == -1) {
         sched_fail(s, err);
-        sched_end_all(s, SCHED_E_INTERNAL, "a node of the engine failed");
+        sched_abort(s, "a node of the engine failed");
         return 0;
     }
 
     if (rc == 1) {
         s->foreign = !work || j.planned_us > s->planned_us;
         s->depth = j.depth;
-        s->all_rows = j.rows;
+        s->run.depth = j.depth;
+        s->run.ahead = s->run.ahead && j.depth == 0;
+        s->run.all_rows = j.rows;
         s->step_from = sched_now(s);
     }
 
@@ -252,7 +268,7 @@ sched_most(const sched_t *s)
 
     for (i = 0, most = 0; i < s->n_ranks; i++) {
         rk = &s->rank[i];
-        n = rk->n_rows + (s->opt.speculate > 0 ? rk->n_entries : 0);
+        n = rk->n_rows + (s->opt.speculate > 0 ? rk->part->n : 0);
         n = (n < s->max_rows) ? n : s->max_rows;
         most = (n > most) ? n : most;
     }
@@ -264,35 +280,79 @@ sched_most(const sched_t *s)
 static void
 sched_step(sched_t *s)
 {
+    uint32_t  leaders;
+
+    if (!s->run.ahead) {
+        sched_deliver(s);
+    }
+
     if (s->opt.begin != NULL) {
         s->opt.begin(s->opt.step_ctx);
     }
 
-    if (s->n_ranks > 1) {
+    leaders = s->n_ranks - !s->opt.ahead;
+    s->landed = leaders == 0;
+
+    if (leaders > 0) {
         pthread_mutex_lock(&s->step_lock);
         s->step_no++;
-        s->step_left = s->n_ranks - 1;
+        s->step_left = leaders;
         pthread_cond_broadcast(&s->step_begin);
         pthread_mutex_unlock(&s->step_lock);
     }
 
-    sched_rank_run(s, &s->rank[0]);
+    if (!s->opt.ahead) {
+        sched_rank_run(s, &s->rank[0]);
+    }
 
-    if (s->n_ranks > 1) {
-        pthread_mutex_lock(&s->step_lock);
+    sched_deliver(s);
 
-        while (s->step_left > 0) {
-            pthread_cond_wait(&s->step_end, &s->step_lock);
+    do {
+        if (s->run.ahead) {
+            sched_prepare(s);
         }
 
-        pthread_mutex_unlock(&s->step_lock);
+    } while (sched_watch(s));
+}
+
+
+/*
+ * Waits until the step is done, 0; or, if the next one is prepared meanwhile,
+ * until there is something new to be put into it, 1.
+ */
+
+static int
+sched_watch(sched_t *s)
+{
+    int  landed;
+
+    pthread_mutex_lock(&s->lock);
+
+    while (!s->landed && !(s->run.ahead && s->changed)) {
+        pthread_cond_wait(&s->wake, &s->lock);
     }
+
+    landed = s->landed;
+    pthread_mutex_unlock(&s->lock);
+
+    return !landed;
+}
+
+
+static void
+sched_land(sched_t *s)
+{
+    pthread_mutex_lock(&s->lock);
+    s->landed = 1;
+    pthread_cond_signal(&s->wake);
+    pthread_mutex_unlock(&s->lock);
 }
 
 
 static void *
 sched_leader(void *data)
 {
+    int            last;
     char           name[16];
     sched_t       *s;
     sched_rank_t  *rk = data;
@@ -320,9 +380,10 @@ sched_leader(void *data)
         sched_rank_run(s, rk);
 
         pthread_mutex_lock(&s->step_lock);
+        last = --s->step_left == 0;
 
-        if (--s->step_left == 0) {
-            pthread_cond_signal(&s->step_end);
+        if (last) {
+            sched_land(s);
         }
     }
 

@@ -435,13 +435,15 @@ serve_close(serve_t *s)
 
         if (st.steps > 0) {
             serve_log(SERVE_NOTICE, "%llu steps, %llu requests, %llu tokens, "
-                      "%llu preempted, %llu of %llu prompt tokens cached",
+                      "%llu preempted, %llu of %llu prompt tokens cached, "
+                      "%llu us idle between steps",
                       (unsigned long long) st.steps,
                       (unsigned long long) st.accepted,
                       (unsigned long long) st.tokens,
                       (unsigned long long) st.preempted,
                       (unsigned long long) st.cached,
-                      (unsigned long long) st.prompt);
+                      (unsigned long long) st.prompt,
+                      (unsigned long long) (st.idle_us / (st.followed + 1)));
         }
 
         if (st.drafted > 0) {

@@ -71,8 +71,11 @@ static uint64_t    rng;
 static int         step_fails;
 static int         per_token;
 static int         cache_off;
+static int         ahead;            /* each step is prepared */
 static uint32_t    families;         /* prompts that begin alike; 0: none */
 static uint64_t    n_computed;       /* rows */
+static uint64_t    n_steps;          /* of step() */
+static uint64_t    n_used;           /* of these prepared ahead */
 
 /*
  * The drafting layer has keys of its own, hashes too, and guesses right so
@@ -393,6 +396,7 @@ start(uint32_t ranks, uint32_t batch, uint32_t chunk, uint32_t blocks,
     o.boot = 1000;
     o.prefix_cache = !cache_off;
     o.disk = disk_options;
+    o.ahead = ahead;
     o.step = fake_step;
     o.speculate = speculate;
     o.speculate_always = !speculate_free;
@@ -408,6 +412,8 @@ start(uint32_t ranks, uint32_t batch, uint32_t chunk, uint32_t blocks,
     fake_now = 1000000;
     per_token = 1;
     n_computed = 0;
+    n_steps = 0;
+    n_used = 0;
     step_us = NULL;
     after_step = NULL;
 }
@@ -577,17 +583,44 @@ invariants(void)
 }
 
 
+/* While a step is under way: what comes then has it prepared again. */
+
+static inline void
+meanwhile(void)
+{
+    uint32_t  again;
+
+    again = 0;
+    sched_deliver(sched);
+
+    do {
+        if (sched->run.ahead) {
+            sched_prepare(sched);
+        }
+
+    } while (sched->run.ahead && mix(sched->steps, ++again) % 4 == 0);
+}
+
+
 static inline int
 step(void)
 {
-    int       work;
+    int       work, prepared;
     uint32_t  i;
 
-    work = sched_plan(sched);
+    prepared = sched->prepared;
+    work = sched_next(sched);
 
     if (work) {
+        n_steps++;
+        n_used += prepared && sched->owing;
+
+        if (sched->run.ahead) {
+            meanwhile();
+        }
+
         for (i = 0; i < sched->n_ranks; i++) {
-            CHECK(sched->rank[i].n_entries <= sched->opt.max_batch);
+            CHECK(sched->rank[i].part->n <= sched->opt.max_batch);
             CHECK(sched->rank[i].n_rows <= sched->max_rows);
             CHECK(sched->rank[i].n_logits <= sched->max_logits);
             sched_rank_run(sched, &sched->rank[i]);

@@ -51,6 +51,7 @@ static tok_t           *tok;
 static tok_ids_t        ids;
 static uint32_t         context = 2048;
 static atomic_int       step_us;
+static int              ahead;       /* steps are prepared */
 static atomic_uint      steps_computed;
 static char             dir[64];
 static char             path[96];
@@ -167,6 +168,7 @@ start_with(uint32_t ranks, uint32_t batch, uint32_t queue, uint32_t lanes)
     options.sched.prefill_chunk = 256;
     options.sched.queue_max = queue;
     options.sched.prefix_cache = 1;
+    options.sched.ahead = ahead;
     options.sched.eos = &eos;
     options.sched.n_eos = 1;
     options.sched.boot = 77;

@@ -118,6 +118,15 @@ test_taken(void **state)
     assert_int_equal(opt.argc, 1);
     assert_string_equal(opt.argv[0], "word");
 
+    assert_int_equal(parse("--model=d", "--ahead", "on", NULL), -1);
+    assert_true(cli_ahead(&opt));
+    assert_int_equal(parse("--model=d", "--ahead", "off", NULL), -1);
+    assert_false(cli_ahead(&opt));
+    assert_int_equal(parse("--model=d", NULL), -1);
+    assert_false(cli_ahead(&opt));
+    assert_int_equal(parse("--model=d", "--backend=cuda", NULL), -1);
+    assert_true(cli_ahead(&opt));
+
     assert_int_equal(parse("--model=d", "--seed=18446744073709551615", "--",
                            "--flag", NULL), -1);
     assert_true(u64 == UINT64_MAX);
@@ -141,6 +150,7 @@ test_refused(void **state)
 
     REFUSED("--speculate-always: without --speculate", "--model=d",
             "--speculate-always");
+    REFUSED("ahead: \"yes\" is not known", "--model=d", "--ahead=yes");
     REFUSED("speculate: \"9\" is out of range", "--model=d", "--speculate=9");
     REFUSED("--model is required", "--flag");
     REFUSED("unknown option \"--nothing\"", "--nothing=3");

@@ -14,9 +14,10 @@
 static uint64_t
 machine(void)
 {
-    double         t, worst, all, depth;
-    uint32_t       i, j;
-    sched_rank_t  *rk;
+    double                t, worst, all, depth;
+    uint32_t              i, j;
+    sched_rank_t         *rk;
+    const sched_entry_t  *e;
 
     all = 0;
 
@@ -30,9 +31,10 @@ machine(void)
         rk = &sched->rank[i];
         t = 170.0 * rk->n_rows + 50.0 * rk->n_logits;
 
-        for (j = 0; j < rk->n_entries; j++) {
-            depth = rk->entry[j]->n_done - rk->entry[j]->rows / 2.0;
-            t += 0.22 * ((rk->entry[j]->rows + 1) / 2) * depth + 0.8 * depth;
+        for (j = 0; j < rk->part->n; j++) {
+            e = &rk->part->entry[j];
+            depth = e->first + e->rows / 2.0;
+            t += 0.22 * ((e->rows + 1) / 2) * depth + 0.8 * depth;
         }
 
         worst = t > worst ? t : worst;

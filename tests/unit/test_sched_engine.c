@@ -30,6 +30,7 @@ typedef struct {
 
 static talk_t      talk[REQUESTS];
 static talk_t      alone[REQUESTS];
+static talk_t      fresh[REQUESTS];
 static atomic_int  n_ended;
 
 
@@ -113,6 +114,7 @@ talk_open(cli_stack_t *st, const char *dir, uint32_t ranks, uint32_t batch,
     cli.prefill_chunk = chunk;
     cli.max_context = 512;
     cli.kv_memory = UINT64_C(1) << 22;
+    cli.ahead = ahead ? CLI_AHEAD_ON : CLI_AHEAD_OFF;
 
     if (cli_stack_open(st, &cli, 0, err) != 0) {
         fail_msg("%s", err);
@@ -221,6 +223,7 @@ talk_make(void)
     }
 
     memcpy(alone, talk, sizeof(talk));
+    memcpy(fresh, talk, sizeof(talk));
 }
 
 
@@ -252,9 +255,34 @@ talk_together(void)
 
 
 static void
+talk_compare(void)
+{
+    uint32_t  i, whole;
+
+    for (i = 0, whole = 0; i < REQUESTS; i++) {
+
+        assert_true(talk[i].n_out <= alone[i].n_out);
+        assert_memory_equal(talk[i].out, alone[i].out,
+                            talk[i].n_out * sizeof(int32_t));
+
+        if (talk[i].f.reason == SCHED_CANCELLED) {
+            assert_true(talk[i].cancelled);
+            continue;
+        }
+
+        assert_int_equal(talk[i].f.reason, alone[i].f.reason);
+        assert_int_equal(talk[i].n_out, alone[i].n_out);
+        whole++;
+    }
+
+    assert_true(whole > REQUESTS / 2);
+}
+
+
+static void
 test_same_as_alone(void **state)
 {
-    uint32_t      i, whole;
+    uint32_t      i;
     cli_stack_t   st;
     model_dir_t  *dir;
 
@@ -275,28 +303,15 @@ test_same_as_alone(void **state)
 
     talk_close(&st, alone);
 
-    talk_open(&st, dir->path, 2, 6, 32, 9, 1);
-    talk_together();
-    assert_true(sched->preempted > 0);
-    talk_close(&st, talk);
-
-    for (i = 0, whole = 0; i < REQUESTS; i++) {
-
-        assert_true(talk[i].n_out <= alone[i].n_out);
-        assert_memory_equal(talk[i].out, alone[i].out,
-                            talk[i].n_out * sizeof(int32_t));
-
-        if (talk[i].f.reason == SCHED_CANCELLED) {
-            assert_true(talk[i].cancelled);
-            continue;
-        }
-
-        assert_int_equal(talk[i].f.reason, alone[i].f.reason);
-        assert_int_equal(talk[i].n_out, alone[i].n_out);
-        whole++;
+    for (ahead = 0; ahead <= 1; ahead++) {
+        memcpy(talk, fresh, sizeof(talk));
+        talk_open(&st, dir->path, 2, 6, 32, 9, 1);
+        talk_together();
+        assert_true(sched->preempted > 0);
+        talk_close(&st, talk);
+        talk_compare();
     }
 
-    assert_true(whole > REQUESTS / 2);
     model_dir_close(dir);
 }
 

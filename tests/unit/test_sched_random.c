@@ -166,6 +166,40 @@ test_speculation(void **state)
 }
 
 
+/* The same while each step is prepared during the one before. */
+
+static void
+test_ahead(void **state)
+{
+    uint32_t  n;
+
+    (void) state;
+
+    n = getenv("LONG") != NULL ? 20000 : 600;
+    ahead = 1;
+
+    random_run(41, 1, 8, 32, 64, n);
+    random_run(42, 3, 4, 16, 12, n);
+    random_run(43, 2, 2, 1, 4, n / 4);
+    families = 3;
+    random_run(44, 1, 8, 32, 64, n);
+    random_run(45, 3, 4, 16, 12, n);
+    random_run(46, 4, 16, 512, 20, n);
+
+    speculate = 2;
+    speculate_free = 1;
+    accuracy = 60;
+    random_run(47, 2, 8, 32, 24, n);
+    speculate_free = 0;
+    random_run(48, 1, 8, 32, 64, n / 4);
+
+    ahead = 0;
+    families = 0;
+    speculate = 0;
+    accuracy = 0;
+}
+
+
 /* Real threads: three ranks, credit and cancels from outside. */
 
 static void
@@ -233,6 +267,7 @@ main(void)
         cmocka_unit_test(test_random),
         cmocka_unit_test(test_shared),
         cmocka_unit_test(test_speculation),
+        cmocka_unit_test(test_ahead),
         cmocka_unit_test(test_threads)
     };
 

@@ -16,17 +16,18 @@
 static uint64_t
 machine(void)
 {
-    double    t, worst;
-    uint32_t  i, j;
+    double                t, worst;
+    uint32_t              i, j;
+    const sched_entry_t  *e;
 
     worst = 0;
 
     for (i = 0; i < sched->n_ranks; i++) {
         t = 200.0 * sched->rank[i].n_rows;
 
-        for (j = 0; j < sched->rank[i].n_entries; j++) {
-            t += 0.1 * sched->rank[i].entry[j]->rows
-                 * sched->rank[i].entry[j]->n_done;
+        for (j = 0; j < sched->rank[i].part->n; j++) {
+            e = &sched->rank[i].part->entry[j];
+            t += 0.1 * e->rows * (e->first + e->rows);
         }
 
         worst = t > worst ? t : worst;
@@ -91,12 +92,10 @@ check_trace(const req_t *r, uint32_t n)
 
 
 static void
-test_trace(void **state)
+trace(void)
 {
     req_t     *r, *x;
     uint32_t   i, made, ended, quiet;
-
-    (void) state;
 
     rng = 1;
     families = 20;
@@ -150,6 +149,34 @@ test_trace(void **state)
 }
 
 
+static void
+test_trace(void **state)
+{
+    (void) state;
+
+    trace();
+    assert_int_equal(n_used, 0);
+}
+
+
+/* Most steps are prepared, those that preempt or wait for others' are not. */
+
+static void
+test_trace_ahead(void **state)
+{
+    (void) state;
+
+    ahead = 1;
+    trace();
+    ahead = 0;
+
+    print_message("%llu of %llu steps prepared\n",
+                  (unsigned long long) n_used,
+                  (unsigned long long) n_steps);
+    assert_true(n_used > n_steps / 2 && n_used < n_steps);
+}
+
+
 /* Real threads: the step thread looks after each step, when no leader runs. */
 
 static void
@@ -161,14 +188,12 @@ after(void *ctx)
 
 
 static void
-test_trace_threads(void **state)
+trace_threads(void)
 {
     char              err[SCHED_ERR_LEN];
     req_t            *r;
     uint32_t          i, j;
     struct timespec   ts = { 0, 100000 };
-
-    (void) state;
 
     rng = 2;
     families = 20;
@@ -209,11 +234,25 @@ test_trace_threads(void **state)
 }
 
 
+static void
+test_trace_threads(void **state)
+{
+    (void) state;
+
+    trace_threads();
+
+    ahead = 1;
+    trace_threads();
+    ahead = 0;
+}
+
+
 int
 main(void)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_trace),
+        cmocka_unit_test(test_trace_ahead),
         cmocka_unit_test(test_trace_threads)
     };
 

@@ -493,5 +493,7 @@ main(void)
         cmocka_unit_test(test_shutdown)
     };
 
+    ahead = 1;
+
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }
