@@ -212,6 +212,7 @@ bench: all tests
 	$(BUILD)/llm-engine bench --model $(BUILD)/checkpoints/bench
 	$(BUILD)/tests/bench/bench_moves $(BUILD)/checkpoints/bench
 	$(BUILD)/tests/bench/bench_route
+	$(BUILD)/tests/bench/bench_ahead engine/models/wordnet-tiny
 	$(BUILD)/tests/bench/bench_prefill --model $(BUILD)/checkpoints/bench \
 	    --prompt-tokens 8192
 	$(PY) tests/bench/busy.py $(BUILD)/llm-engine $(BUILD)/checkpoints/bench
