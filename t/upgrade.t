@@ -48,9 +48,16 @@ ok($t->wait_for(sub { $t->listens($t->port('http')) }), 'nginx listens');
 
 sub hint {
     my ($key, $script) = @_;
-    my $r = $t->request('POST', $chat, { max_tokens => 5, messages => [
-        { role => 'system', content => "$key " x 300 },
-        { role => 'user', content => "script: $script" } ] });
+    my $r;
+
+    # A worker that has just started may not be connected yet.
+
+    $t->wait_for(sub {
+        $r = $t->request('POST', $chat, { max_tokens => 5, messages => [
+            { role => 'system', content => "$key " x 300 },
+            { role => 'user', content => "script: $script" } ] });
+        return $r->{status} != 503;
+    });
     is($r->{status}, 200, 'answered') or diag $r->{body};
 
     my $s = ($t->submits())[-1];
