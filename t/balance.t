@@ -103,7 +103,8 @@ my $dry = Test::LLM->new();
 $dry->write_file('accounts', $t->read_file('accounts'));
 mkdir $dry->dir() . '/folder';
 $dry->write_file('many', '');
-system("for i in \$(seq 300); do $ledger credit --state @{[ $dry->dir() ]}/many "
+my $many = $dry->dir() . '/many';
+system("for i in \$(seq 300); do $ledger credit --state $many "
        . "account\$i 1; done >/dev/null") == 0 or die 'credits';
 
 for my $case (
@@ -121,7 +122,8 @@ for my $case (
     ok(!$ok, "refused: $case->[0]");
     like($out, $case->[1], "message: $case->[0]");
 }
-my ($ok, $out) = $dry->config_test('llm_accounts accounts zone=a:1m state=many;');
+my ($ok, $out)
+    = $dry->config_test('llm_accounts accounts zone=a:1m state=many;');
 ok($ok, 'a zone that is large enough') or diag($out);
 
 
@@ -240,8 +242,8 @@ $two->done();
 # Much at once, more than is read in one go.
 
 credit('dave', 0.5);
-my ($line) = (grep { / dave \w+$/ } $t->read_file('state') =~ /^(L1 credit .*)$/mg)
-             [-1];
+my ($line) = (grep { / dave \w+$/ }
+              $t->read_file('state') =~ /^(L1 credit .*)$/mg)[-1];
 open my $f, '>>', $state or die "$state: $!";
 print $f "$line\n" x 5000;
 close $f or die "$state: $!";
@@ -272,7 +274,8 @@ like($log, qr/llm journal ".*state": byte \d+: its checksum is wrong, passed/,
      'a wrong checksum is named');
 like($log, qr/llm journal ".*state": byte \d+: it is no record, passed over/,
      'and a hole');
-like($log, qr/llm journal ".*state": \d+ records, 4 accounts, 2 damaged, 1 twice/,
+like($log,
+     qr/llm journal ".*state": \d+ records, 4 accounts, 2 damaged, 1 twice/,
      'all are counted');
 like($log, qr/llm journal ".*state": 20 bytes at its end are a record/,
      'and what was cut off');

@@ -379,11 +379,13 @@ ok($t->wait_for(sub {
 # Inheritance
 
 is($t->request('POST', "/$chat", { messages => [ { role => 'user',
-    content => "script: $s" } ], max_tokens => 50 }, port => $t->port('inherit'),
+    content => "script: $s" } ], max_tokens => 50 },
+    port => $t->port('inherit'),
     headers => { 'X-Key' => 'i', 'X-Other' => 'i' })
    ->{headers}{'x-ratelimit-limit-tokens'}, 777, 'inherited');
 is($t->request('POST', "/own/$chat", { messages => [ { role => 'user',
-    content => "script: $s" } ], max_tokens => 50 }, port => $t->port('inherit'),
+    content => "script: $s" } ], max_tokens => 50 },
+    port => $t->port('inherit'),
     headers => { 'X-Key' => 'i', 'X-Other' => 'i' })
    ->{headers}{'x-ratelimit-limit-tokens'}, 555, 'replaced, not added');
 
@@ -466,8 +468,8 @@ for my $signal (qw/ KILL TERM /) {
 
 # Limits of accounts
 
-$t->config($conf =~ s/(llm_engine .*\n)/$1 llm_accounts %%DIR%%\/accounts zone=acc:1m;/r,
-           workers => 2);
+my $accounts = 'llm_accounts %%DIR%%/accounts zone=acc:1m;';
+$t->config($conf =~ s/(llm_engine .*\n)/$1 $accounts/r, workers => 2);
 $t->reload(drain => 1);
 
 sub own {

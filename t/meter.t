@@ -155,7 +155,8 @@ for my $uri ('', '/buffered', '/files') {
 
 my @deltas = (delta(role => 'assistant', content => ''),
               (map { delta(content => "w$_ ") } 1 .. 5));
-my $end = { choices => [ { index => 0, delta => {}, finish_reason => 'stop' } ] };
+my $end = { choices => [ { index => 0, delta => {},
+                           finish_reason => 'stop' } ] };
 my %sse = ('Content-Type' => 'text/event-stream; charset=utf-8');
 
 for my $lines ("\n\n", "\r\n\r\n", "\r\r") {

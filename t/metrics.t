@@ -427,7 +427,8 @@ chat('tokens=1', model => "model-$_") for 1 .. 40;
 $t->wait_for(sub { scrape('/metrics')->sum('llm_requests_total',
                                            status => 200) >= 42 });
 $m = scrape('/metrics', 'many models');
-is($m->sum('llm_requests_total', status => 200), 42, 'many models: all counted');
+is($m->sum('llm_requests_total', status => 200), 42,
+   'many models: all counted');
 cmp_ok($m->sum('llm_requests_total', model => 'other'), '>=', 9,
        'many models: the last together');
 

@@ -24,6 +24,9 @@ my $dir = $dry->dir();
 my $price = 'llm_price hit=1 miss=2 output=3';
 my $window = 'llm_price_window 16:30-00:30';
 my $percents = 'hit=1% miss=2% output=3%';
+my $dollars = 'it must be a number of dollars up to 1000000 with at most 6 '
+    . 'decimal places';
+my $percent = 'it must be between 0% and 1000%';
 
 $dry->write_file('text', "no zone\n");
 system("head -c 200 /usr/share/zoneinfo/Europe/Berlin > $dir/cut") == 0
@@ -38,7 +41,7 @@ for my $case (
     [ "$price model=;", qr/invalid parameter "model="/ ],
     [ "$price hit=1;", qr/duplicate parameter "hit=1"/ ],
     (map { [ "llm_price miss=2 output=3 hit=$_;",
-             qr/invalid price "hit=\Q$_\E", it must be a number of dollars up to 1000000 with at most 6 decimal places/ ] }
+             qr/invalid price "hit=\Q$_\E", $dollars/ ] }
      qw/ x -1 1.2345678 1000001 1$ 0x1 1. .1 nan /),
     [ "$price; $price;", qr/duplicate price of model ""/ ],
     [ "$price model=a; $price model=a;", qr/duplicate price of model "a"/ ],
@@ -52,7 +55,7 @@ for my $case (
              qr/invalid hours "\Q$_\E", they must be "HH:MM-HH:MM"/ ] }
      qw/ 16:30 24:00-01:00 1:00-2:00 10:00-10:00 10:00-11:60 on /),
     (map { [ "$window UTC miss=2% output=3% hit=$_;",
-             qr/invalid percentage "hit=\Q$_\E", it must be between 0% and 1000%/ ] }
+             qr/invalid percentage "hit=\Q$_\E", $percent/ ] }
      qw/ 1 -1% % x% 1001% 0.5% /),
     [ "$window Mars/Base $percents;",
       qr{open\(\) "/usr/share/zoneinfo/Mars/Base" failed \(2: No such file} ],
@@ -77,7 +80,8 @@ for my $case (
 }
 
 my ($ok, $out) = $dry->config_test(<<"CONF");
-    $price; $price model=a; llm_price hit=0 miss=1000000 output=0.000001 model=b;
+    $price; $price model=a;
+    llm_price hit=0 miss=1000000 output=0.000001 model=b;
     $window UTC $percents; $window Europe/Berlin $percents;
     $window /usr/share/zoneinfo/Asia/Kathmandu hit=0% miss=1000% output=100%;
     server { llm_price off; llm_price_window off; location / { $price; } }

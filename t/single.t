@@ -45,7 +45,8 @@ $t->config(<<'CONF');
         location = /ledger { llm_ledger; }
     }
 CONF
-(my $conf = $t->read_file('nginx.conf')) =~ s/master_process on/master_process off/;
+my $conf = $t->read_file('nginx.conf')
+    =~ s/master_process on/master_process off/r;
 $t->write_file('nginx.conf', $conf);
 start();
 

@@ -319,8 +319,9 @@ is(scalar(grep { @{ stream($_, 1)->{events} } >= 1 } @many), 50,
    'many streams');
 close $_->{sock} for @many;
 ok($t->wait_for(sub {
-    (() = $t->read_file('logs/access.log') =~ m{"GET /status\?stream [^"]*" (?:200|499)}g)
-        >= 50 }), 'many streams: ended when their clients left');
+    (() = $t->read_file('logs/access.log')
+          =~ m{"GET /status\?stream [^"]*" (?:200|499)}g) >= 50 }),
+   'many streams: ended when their clients left');
 
 # An engine that dies, and comes back.
 

@@ -1,7 +1,7 @@
 /*
  * Messages: what is written comes out again, and what no writer makes is
- * refused with a reason.  Records are checked in buffers of their exact size, so
- * that the address sanitizer sees a byte too many.
+ * refused with a reason.  Records are checked in buffers of their exact size,
+ * so that the address sanitizer sees a byte too many.
  */
 
 #include <errno.h>
