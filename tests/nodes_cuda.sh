@@ -218,7 +218,7 @@ says log0 "within 6000 ms"
 idle
 kill -CONT "$pid1"
 ended "$pid1"
-says log1 "node 0"
+says log1 "node 0: \|NCCL: "
 pids=
 
 echo "ok: $n runs on two nodes with emulated devices equal one process," \
