@@ -370,6 +370,19 @@ be_cuda_wait(be_cuda_t *cuda)
 }
 
 
+int
+be_cuda_settle(be_cuda_t *cuda)
+{
+    if (cuda->peer == NULL || !be_cuda_peer_far(cuda->peer)
+        || cuda->recording != NULL)
+    {
+        return 0;
+    }
+
+    return be_cuda_wait(cuda);
+}
+
+
 void *
 be_cuda_scratch(be_cuda_t *cuda, cuda_scratch_t use, size_t size)
 {
@@ -459,13 +472,7 @@ cuda_upload(be_t *be, void *dst, const void *src, size_t size)
 
     cuda = (be_cuda_t *) be;
 
-    if (size == 0 || be_cuda_enter(cuda) != 0) {
-        return;
-    }
-
-    if (cuda->peer != NULL && be_cuda_peer_far(cuda->peer)
-        && be_cuda_wait(cuda) != 0)
-    {
+    if (size == 0 || be_cuda_enter(cuda) != 0 || be_cuda_settle(cuda) != 0) {
         return;
     }
 
@@ -486,15 +493,7 @@ cuda_download(be_t *be, void *dst, const void *src, size_t size)
 
     cuda = (be_cuda_t *) be;
 
-    if (size == 0 || be_cuda_enter(cuda) != 0) {
-        return;
-    }
-
-    /* a copy to memory that is not pinned waits for the stream, too */
-
-    if (cuda->peer != NULL && be_cuda_peer_far(cuda->peer)
-        && cuda->recording == NULL && be_cuda_wait(cuda) != 0)
-    {
+    if (size == 0 || be_cuda_enter(cuda) != 0 || be_cuda_settle(cuda) != 0) {
         return;
     }
 

@@ -226,6 +226,13 @@ void be_cuda_fail(be_cuda_t *cuda, const char *fmt, ...)
 /* Waits until the stream is done, with NCCL's limit if it has a part in it. */
 int be_cuda_wait(be_cuda_t *cuda);
 
+/*
+ * That, where NCCL has a part: to be called before a copy from or to memory
+ * which is not pinned, as such a copy waits for the stream without a limit.
+ * 0, or -1; in a recorded step it does not wait.
+ */
+int be_cuda_settle(be_cuda_t *cuda);
+
 /* Makes the device this thread's.  0, or -1. */
 int be_cuda_enter(be_cuda_t *cuda);
 

@@ -528,7 +528,7 @@ be_cuda_draw(be_t *be, const float *logits, uint32_t rows, uint32_t vocab,
                    && offsetof(be_draw_t, top_k) == offsetof(cu_draw_t, top_k),
                    "draws go over as they are");
 
-    if (cuda->failed || rows == 0) {
+    if (cuda->failed || rows == 0 || be_cuda_settle(cuda) != 0) {
         return;
     }
 
