@@ -12,25 +12,9 @@ build=$1
 model=$2
 other=$3
 
-dir=$(mktemp -d)
-pids=
-trap 'test -z "$pids" || kill -9 $pids 2>/dev/null || :; rm -rf "$dir"' EXIT
-
-fail()
-{
-    echo "not ok: $*"
-    for f in "$dir"/log*; do
-        echo "== ${f##*/}"
-        tail -5 "$f"
-    done
-    exit 1
-}
-
-port()
-{
-    at=127.0.0.1:$(/usr/bin/python3 -c 'import socket
-s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-}
+starts=600
+ends=100
+. "${0%/*}/nodes_lib.sh"
 
 # serve LOG SOCKET OPTION...
 serve()
@@ -55,32 +39,7 @@ pair()
     SLURM_NTASKS=2 SLURM_PROCID=1 serve log1 s1 --ranks 2 --nodes auto \
         --rendezvous "$at" --join-timeout 60 "$@"
     pid1=$pid
-
-    i=0
-    until grep -q ready: "$dir/log0" && grep -q ready: "$dir/log1"; do
-        i=$((i + 1))
-        test $i -lt 600 || fail "the nodes do not get ready"
-        sleep 0.1
-    done
-}
-
-# ended PID: exits within ten seconds, not with 0
-ended()
-{
-    i=0
-    while kill -0 "$1" 2>/dev/null; do
-        i=$((i + 1))
-        test $i -lt 100 || fail "node still there"
-        sleep 0.1
-    done
-    if wait "$1"; then
-        fail "status 0 of a node that failed"
-    fi
-}
-
-says()
-{
-    grep -q -e "$2" "$dir/$1" || fail "$1 does not say: $2"
+    ready log0 log1
 }
 
 # both kinds of requests, at one socket
@@ -94,18 +53,6 @@ ask()
         >"$dir/seeded.$1" 2>>"$dir/figures"
 }
 
-n=0
-compare()
-{
-    for kind in greedy seeded; do
-        if ! cmp -s "$dir/$kind.$1" "$dir/$kind.one"; then
-            diff "$dir/$kind.one" "$dir/$kind.$1" | cut -c 1-300 | head -6
-            fail "$kind at $1, $2"
-        fi
-        n=$((n + 1))
-    done
-}
-
 # run WHAT OPTION...
 run()
 {
@@ -116,28 +63,16 @@ run()
     asking=$!
     ask s1
     wait $asking || fail "node 0, $what"
-    compare s0 "$what, both at once"
-    compare s1 "$what, both at once"
+    compare s0 "$what, both at once" greedy seeded
+    compare s1 "$what, both at once" greedy seeded
     ask s1
-    compare s1 "$what, the other node idle"
-}
-
-stop()
-{
-    kill "$pid0"
-    wait "$pid0" || fail "node 0 does not end well"
-    ended "$pid1"
-    says log1 "node 0: it is going down"
-    pids=
+    compare s1 "$what, the other node idle" greedy seeded
 }
 
 # One process of four ranks.
 
 serve log one --ranks 4
-until grep -q ready: "$dir/log"; do
-    kill -0 $pid 2>/dev/null || fail "no engine"
-    sleep 0.1
-done
+ready log
 ask one
 kill $pid
 wait $pid
@@ -178,31 +113,12 @@ stop
 
 run guesses --speculate 3 --speculate-always
 stop
-right=$(cat "$dir/log0" "$dir/log1" \
-        | sed -n 's/.* tokens guessed, \([0-9]*\) right.*/\1/p' \
-        | awk '{ n += $1 } END { print n + 0 }')
-test "$right" -gt 0 || fail "no guess was right"
+guessed
 
 # Long answers run while a node is killed, or stopped; a stream gets an error.
 
-busy()
-{
-    "$build/tests/chan_client" --socket "$dir/s0" --total 4 --concurrent 4 \
-        --prompt-tokens 50 --max-tokens 1900 --ignore-eos --timeout 60 \
-        >"$dir/busy" 2>&1 &
-    client=$!
-    sleep 1
-}
-
-idle()
-{
-    if wait $client; then
-        fail "requests ended well"
-    fi
-}
-
 pair --node-timeout 2
-busy
+busy --total 4 --concurrent 4 --prompt-tokens 50 --max-tokens 1900
 kill -9 "$pid1"
 ended "$pid0"
 says log0 "node 1 is gone"
@@ -211,7 +127,7 @@ wait "$pid1" || :
 pids=
 
 pair --node-timeout 2
-busy
+busy --total 4 --concurrent 4 --prompt-tokens 50 --max-tokens 1900
 kill -STOP "$pid1"
 ended "$pid0"
 says log0 "within 2000 ms from node 1"

@@ -12,23 +12,13 @@ set -eu
 build=$1
 model=$2
 
-dir=$(mktemp -d)
-pids=
-trap 'test -z "$pids" || kill -9 $pids 2>/dev/null || :; rm -rf "$dir"' EXIT
+starts=900
+ends=600
+. "${0%/*}/nodes_lib.sh"
 
 # what ranks share is named there
 TMPDIR=$dir
 export TMPDIR
-
-fail()
-{
-    echo "not ok: $*"
-    for f in "$dir"/log*; do
-        echo "== ${f##*/}"
-        tail -5 "$f"
-    done
-    exit 1
-}
 
 # serve LOG SOCKET OPTION...
 serve()
@@ -44,49 +34,17 @@ serve()
     pids="$pids $pid"
 }
 
-# ready LOG PID
-ready()
-{
-    i=0
-    until grep -q ready: "$dir/$1"; do
-        i=$((i + 1))
-        test $i -lt 900 && kill -0 "$2" || fail "$1 does not get ready"
-        sleep 0.1
-    done
-}
-
 # pair OPTION...: nodes 0 and 1
 pair()
 {
-    at=127.0.0.1:$(/usr/bin/python3 -c 'import socket
-s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    port
     serve log0 s0 --nodes 2 --node-rank 0 --rendezvous "$at" \
         --join-timeout 60 "$@"
     pid0=$pid
     serve log1 s1 --nodes 2 --node-rank 1 --rendezvous "$at" \
         --join-timeout 60 "$@"
     pid1=$pid
-    ready log0 $pid0
-    ready log1 $pid1
-}
-
-# ended PID: exits within a minute, not with 0
-ended()
-{
-    i=0
-    while kill -0 "$1" 2>/dev/null; do
-        i=$((i + 1))
-        test $i -lt 600 || fail "node still there"
-        sleep 0.1
-    done
-    if wait "$1"; then
-        fail "status 0 of a node that failed"
-    fi
-}
-
-says()
-{
-    grep -q -e "$2" "$dir/$1" || fail "$1 does not say: $2"
+    ready log0 log1
 }
 
 # ask SOCKET KIND OPTION...
@@ -113,36 +71,10 @@ long()
         --ignore-eos
 }
 
-# compare SOCKET WHAT KIND...
-n=0
-compare()
-{
-    socket=$1
-    what=$2
-    shift 2
-    for kind in "$@"; do
-        test -s "$dir/$kind.one" || fail "no answers"
-        if ! cmp -s "$dir/$kind.$socket" "$dir/$kind.one"; then
-            diff "$dir/$kind.one" "$dir/$kind.$socket" | cut -c 1-300 | head -6
-            fail "$kind at $socket, $what"
-        fi
-        n=$((n + 1))
-    done
-}
-
-stop()
-{
-    kill "$pid0"
-    wait "$pid0" || fail "node 0 does not end well"
-    ended "$pid1"
-    says log1 "node 0: it is going down"
-    pids=
-}
-
 # One process of two ranks.
 
 CU_EMU_DEVICES=2 serve log one --ranks 2
-ready log $pid
+ready log
 short one
 test -z "${LONG:-}" || long one
 kill $pid
@@ -178,31 +110,12 @@ wait $asking || fail "node 0, with guesses"
 compare s0 "guesses, both at once" greedy seeded
 compare s1 "guesses, both at once" greedy seeded
 stop
-right=$(cat "$dir/log0" "$dir/log1" \
-        | sed -n 's/.* tokens guessed, \([0-9]*\) right.*/\1/p' \
-        | awk '{ n += $1 } END { print n + 0 }')
-test "$right" -gt 0 || fail "no guess was right"
+guessed
 
 # A long answer runs while the other node is killed, or stopped.
 
-busy()
-{
-    "$build/tests/chan_client" --socket "$dir/s0" --total 1 --concurrent 1 \
-        --prompt-tokens 40 --max-tokens 200 --ignore-eos --timeout 60 \
-        >"$dir/busy" 2>&1 &
-    client=$!
-    sleep 1
-}
-
-idle()
-{
-    if wait $client; then
-        fail "a request ended well"
-    fi
-}
-
 pair
-busy
+busy --total 1 --concurrent 1 --prompt-tokens 40 --max-tokens 200
 kill -9 "$pid1"
 ended "$pid0"
 says log0 "node 1 is gone"
@@ -211,7 +124,7 @@ wait "$pid1" || :
 pids=
 
 pair --node-timeout 6
-busy
+busy --total 1 --concurrent 1 --prompt-tokens 40 --max-tokens 200
 kill -STOP "$pid1"
 ended "$pid0"
 says log0 "within 6000 ms"
