@@ -427,10 +427,7 @@ emu_nccl_dlopen(const char *name, int)
 void *
 emu_nccl_dlsym(void *library, const char *name)
 {
-    static const struct {
-        const char  *name;
-        void        *f;
-    } calls[] = {
+    static const emu_call_t  calls[] = {
         { "ncclGetVersion", (void *) nccl_version },
         { "ncclGetUniqueId", (void *) nccl_id },
         { "ncclCommInitRankConfig", (void *) nccl_init },
@@ -446,17 +443,7 @@ emu_nccl_dlsym(void *library, const char *name)
         { "ncclGetLastError", (void *) nccl_last }
     };
 
-    if (library != (void *) &nccl_lock) {
-        return NULL;
-    }
-
-    for (auto &c : calls) {
-        if (strcmp(c.name, name) == 0) {
-            return c.f;
-        }
-    }
-
-    return NULL;
+    return (library == (void *) &nccl_lock) ? emu_call(calls, name) : NULL;
 }
 
 

@@ -8,6 +8,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include <functional>
 
@@ -59,5 +60,25 @@ int emu_device(void);
 int emu_device_count(void);
 size_t emu_device_memory(void);
 int emu_device_sms(void);
+
+/* What a stand-in for a library gives to dlsym(): NULL, there is none. */
+
+typedef struct {
+    const char  *name;
+    void        *f;
+} emu_call_t;
+
+template <size_t N>
+static inline void *
+emu_call(const emu_call_t (&calls)[N], const char *name)
+{
+    for (auto &c : calls) {
+        if (strcmp(c.name, name) == 0) {
+            return c.f;
+        }
+    }
+
+    return NULL;
+}
 
 #endif /* EMU_RUNTIME_H */
