@@ -13,6 +13,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include "bf16.h"
+
 
 #define BENCH_REPEATS  15
 
@@ -101,17 +103,6 @@ random_normal(void)
     }
 
     return (float) (sum * 1.7320508);
-}
-
-
-static inline uint16_t
-to_bf16(float f)
-{
-    uint32_t  u;
-
-    memcpy(&u, &f, 4);
-
-    return (uint16_t) ((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
 

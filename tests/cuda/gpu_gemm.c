@@ -6,6 +6,7 @@
 
 #include "backend/be_quant.h"
 #include "backend/cuda/cu_gemm.h"
+#include "bf16.h"
 #include "test_cuda_util.h"
 
 
@@ -39,28 +40,6 @@ typedef struct {
     void        **dev_w, **dev_scale;
     cu_gemm_t     p;
 } work_t;
-
-
-static uint16_t
-to_bf16(float f)
-{
-    uint32_t  u;
-
-    memcpy(&u, &f, 4);
-    return (uint16_t) ((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
-
-static float
-from_bf16(uint16_t h)
-{
-    float     f;
-    uint32_t  u;
-
-    u = (uint32_t) h << 16;
-    memcpy(&f, &u, 4);
-    return f;
-}
 
 
 static void *

@@ -6,6 +6,7 @@
  * against the CPU backend's in float32.
  */
 
+#include "bf16.h"
 #include "test_cuda_util.h"
 
 #include "backend/be_quant.h"
@@ -29,30 +30,6 @@ typedef struct {
 static const float  mha_scale = 0.1352338f;
 
 
-static uint16_t
-bf16(float f)
-{
-    uint32_t  u;
-
-    memcpy(&u, &f, 4);
-
-    return (uint16_t) ((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
-
-static double
-value(uint16_t h)
-{
-    float     f;
-    uint32_t  u;
-
-    u = (uint32_t) h << 16;
-    memcpy(&f, &u, 4);
-
-    return f;
-}
-
-
 /* Random numbers, in BF16. */
 
 static uint16_t *
@@ -65,7 +42,7 @@ numbers(size_t n, float size)
     assert_non_null(p);
 
     for (i = 0; i < n; i++) {
-        p[i] = bf16(cu_normal() * size);
+        p[i] = to_bf16(cu_normal() * size);
     }
 
     return p;
@@ -96,11 +73,12 @@ want(const mha_case_t *c, const uint16_t *qn, const uint16_t *ql,
         s = 0;
 
         for (i = 0; i < CU_MHA_NOPE; i++) {
-            s += value(qn[i]) * value(key[i]);
+            s += from_bf16(qn[i]) * from_bf16(key[i]);
         }
 
         for (i = 0; i < CU_MHA_ROPE; i++) {
-            s += value(ql[i]) * value(rope[(size_t) t * CU_MHA_ROPE + i]);
+            s += from_bf16(ql[i])
+                 * from_bf16(rope[(size_t) t * CU_MHA_ROPE + i]);
         }
 
         all[t] = s * mha_scale;
@@ -115,7 +93,7 @@ want(const mha_case_t *c, const uint16_t *qn, const uint16_t *ql,
         sum += s;
 
         for (i = 0; i < CU_MHA_V; i++) {
-            o[i] += s * value(v[((size_t) t * c->heads + head) * CU_MHA_V
+            o[i] += s * from_bf16(v[((size_t) t * c->heads + head) * CU_MHA_V
                                 + i]);
         }
     }
@@ -190,7 +168,7 @@ run(const mha_case_t *c, float *out)
 
     for (i = 0; !c->wide && i < n * CU_MHA_V; i++) {
         memcpy(&half, (uint8_t *) out + 2 * (n * CU_MHA_V - 1 - i), 2);
-        out[n * CU_MHA_V - 1 - i] = (float) value(half);
+        out[n * CU_MHA_V - 1 - i] = (float) from_bf16(half);
     }
 
     for (r = 0; r < c->rows; r += (r < 3 || r > c->rows - 4) ? 1 : 7) {
@@ -305,7 +283,7 @@ test_gather(void **state)
 
                 if (fp8) {
                     memcpy(&scale, r + CU_MLA_LORA + i / 128 * 4, 4);
-                    want = bf16(be_from_e4m3(r[i]) * scale);
+                    want = to_bf16(be_from_e4m3(r[i]) * scale);
                 }
 
                 assert_int_equal(got[t * CU_MLA_LORA + i], want);
@@ -589,7 +567,7 @@ attention(be_t *be, const model_t *m)
             half = (uint16_t *) (void *) out;
 
             for (r = (uint32_t) n; r-- > 0; /* void */ ) {
-                out[r] = (float) value(half[r]);
+                out[r] = (float) from_bf16(half[r]);
             }
 
         } else {

@@ -4,6 +4,7 @@
  * what lies behind a sequence's end, are not numbers.
  */
 
+#include "bf16.h"
 #include "test_cuda_util.h"
 
 #include "backend/cuda/cu_mla.h"
@@ -38,30 +39,6 @@ typedef struct {
 
 
 static const float  mla_scale = 0.1352338f;
-
-
-static uint16_t
-bf16(float f)
-{
-    uint32_t  u;
-
-    memcpy(&u, &f, 4);
-
-    return (uint16_t) ((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
-
-static double
-bf16_value(uint16_t h)
-{
-    float     f;
-    uint32_t  u;
-
-    u = (uint32_t) h << 16;
-    memcpy(&f, &u, 4);
-
-    return f;
-}
 
 
 static double
@@ -103,16 +80,16 @@ mla_token(mla_data_t *d, const mla_case_t *c, int32_t row)
             r[i] = (r[i] & 0x7f) == 0x7f ? 0x3c : r[i];
             memcpy(&scale, r + CU_MLA_LORA + 4 * (i / 128), 4);
             f = (float) fp8_value(r[i]) * scale * 0.1f;
-            h[i] = bf16((float) fp8_value(r[i]) * scale);
+            h[i] = to_bf16((float) fp8_value(r[i]) * scale);
 
         } else {
             f = cu_normal();
-            h[i] = bf16(f);
+            h[i] = to_bf16(f);
         }
     }
 
     for (i = CU_MLA_LORA; i < CU_MLA_DIM; i++) {
-        h[i] = bf16(cu_normal());
+        h[i] = to_bf16(cu_normal());
     }
 
     memcpy(r + CU_MLA_LORA + 16, h + CU_MLA_LORA, 2 * CU_MLA_ROPE);
@@ -138,7 +115,7 @@ mla_make(mla_data_t *d, mla_case_t *c)
     memset(d->o, 0xff, (size_t) n * CU_MLA_LORA * sizeof(float));
 
     for (i = 0; i < n * CU_MLA_DIM; i++) {
-        d->q[i] = bf16(cu_normal() * 0.6f);
+        d->q[i] = to_bf16(cu_normal() * 0.6f);
     }
 
     for (i = 0; i < BLOCKS; i++) {
@@ -238,7 +215,7 @@ mla_run(const mla_case_t *c, mla_data_t *d)
         cu_get(h, a.o, size);
 
         for (i = 0; i < n * CU_MLA_LORA; i++) {
-            d->o[i] = (float) bf16_value(h[i]);
+            d->o[i] = (float) from_bf16(h[i]);
         }
 
         free(h);
@@ -280,7 +257,7 @@ mla_want(const mla_case_t *c, const mla_data_t *d, const cu_mla_group_t *g,
                     * CU_MLA_DIM;
 
         for (i = 0; i < CU_MLA_DIM; i++) {
-            s[t] += bf16_value(q[i]) * bf16_value(k[i]);
+            s[t] += from_bf16(q[i]) * from_bf16(k[i]);
         }
 
         s[t] *= mla_scale;
@@ -296,7 +273,7 @@ mla_want(const mla_case_t *c, const mla_data_t *d, const cu_mla_group_t *g,
         sum += s[t];
 
         for (i = 0; i < CU_MLA_LORA; i++) {
-            o[i] += s[t] * bf16_value(k[i]);
+            o[i] += s[t] * from_bf16(k[i]);
         }
     }
 

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cuda/bf16.h"
 #include "ep/exchange.h"
 #include "unit/random.h"
 
@@ -56,30 +57,6 @@ typedef struct {
 
 
 static expert_t  experts[EXPERTS];
-
-
-static uint16_t
-to_bf16(float f)
-{
-    uint32_t  u;
-
-    memcpy(&u, &f, 4);
-
-    return (uint16_t) ((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
-
-static float
-from_bf16(uint16_t h)
-{
-    float     f;
-    uint32_t  u;
-
-    u = (uint32_t) h << 16;
-    memcpy(&f, &u, 4);
-
-    return f;
-}
 
 
 static void

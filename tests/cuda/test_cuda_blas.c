@@ -9,6 +9,7 @@
 
 #include "backend/be_quant.h"
 #include "backend/cuda/be_cuda.h"
+#include "bf16.h"
 #include "test_cuda_util.h"
 
 
@@ -46,28 +47,6 @@ static void
 close_be(be_cuda_t *cuda)
 {
     cuda->be.close(&cuda->be);
-}
-
-
-static uint16_t
-to_bf16(float f)
-{
-    uint32_t  u;
-
-    memcpy(&u, &f, 4);
-    return (uint16_t) ((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
-
-static float
-from_bf16(uint16_t h)
-{
-    float     f;
-    uint32_t  u;
-
-    u = (uint32_t) h << 16;
-    memcpy(&f, &u, 4);
-    return f;
 }
 
 
