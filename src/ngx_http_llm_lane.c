@@ -623,8 +623,6 @@ void
 ngx_http_llm_lane_run(ngx_http_llm_engine_t *engine)
 {
     ngx_queue_t         *q;
-    ngx_connection_t    *c;
-    ngx_http_request_t  *r;
     ngx_http_llm_ctx_t  *ctx;
 
     while (!ngx_queue_empty(&engine->ready)) {
@@ -635,13 +633,7 @@ ngx_http_llm_lane_run(ngx_http_llm_engine_t *engine)
         ctx = ngx_queue_data(q, ngx_http_llm_ctx_t, ready);
         ctx->queued = 0;
 
-        r = ctx->request;
-        c = r->connection;
-
-        ngx_http_set_log_request(c->log, r);
-
-        ngx_http_llm_run(ctx);
-        ngx_http_run_posted_requests(c);
+        ngx_http_llm_run_event(ctx);
     }
 }
 

@@ -545,7 +545,8 @@ uint64_t ngx_http_llm_chars(const u_char *text, size_t len);
 /*
  * ngx_http_llm_output.c.  ngx_http_llm_run() does what is due for a request:
  * sends what was rendered, its end or its error; the request may be gone
- * afterwards.  ngx_http_llm_write_handler() is nginx's write event.
+ * afterwards.  ngx_http_llm_run_event() is that from an event which is not
+ * nginx's own.  ngx_http_llm_write_handler() is nginx's write event.
  * ngx_http_llm_replay() gives a kept reply, which was checked and lives as long
  * as the request, and as much of it in one turn as ngx_http_llm_run() does:
  * NGX_OK, the request may be gone; NGX_ERROR: no memory.
@@ -553,6 +554,7 @@ uint64_t ngx_http_llm_chars(const u_char *text, size_t len);
  */
 
 void ngx_http_llm_run(ngx_http_llm_ctx_t *ctx);
+void ngx_http_llm_run_event(ngx_http_llm_ctx_t *ctx);
 ngx_int_t ngx_http_llm_replay(ngx_http_llm_ctx_t *ctx, const u_char *data);
 void ngx_http_llm_replay_end(ngx_http_llm_ctx_t *ctx);
 void ngx_http_llm_write_handler(ngx_http_request_t *r);

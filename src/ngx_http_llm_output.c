@@ -68,6 +68,22 @@ ngx_http_llm_run(ngx_http_llm_ctx_t *ctx)
 }
 
 
+void
+ngx_http_llm_run_event(ngx_http_llm_ctx_t *ctx)
+{
+    ngx_connection_t    *c;
+    ngx_http_request_t  *r;
+
+    r = ctx->request;
+    c = r->connection;
+
+    ngx_http_set_log_request(c->log, r);
+
+    ngx_http_llm_run(ctx);
+    ngx_http_run_posted_requests(c);
+}
+
+
 ngx_int_t
 ngx_http_llm_replay(ngx_http_llm_ctx_t *ctx, const u_char *data)
 {
@@ -128,18 +144,7 @@ ngx_http_llm_replay_run(ngx_http_llm_ctx_t *ctx)
 static void
 ngx_http_llm_replay_handler(ngx_event_t *ev)
 {
-    ngx_connection_t    *c;
-    ngx_http_request_t  *r;
-    ngx_http_llm_ctx_t  *ctx;
-
-    ctx = ev->data;
-    r = ctx->request;
-    c = r->connection;
-
-    ngx_http_set_log_request(c->log, r);
-
-    ngx_http_llm_run(ctx);
-    ngx_http_run_posted_requests(c);
+    ngx_http_llm_run_event(ev->data);
 }
 
 
