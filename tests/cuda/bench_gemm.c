@@ -113,18 +113,23 @@ main(int argc, char **argv)
 
 /* --- numbers ----------------------------------------------------------- */
 
-/* `size` bytes on the device: BF16, e4m3fn or INT4 chunks, random. */
+/* Bytes of BF16, e4m3fn or INT4 chunks, random; made once. */
 
-static void *
-numbers(cu_mm_type_t type, size_t size)
+static const uint8_t *
+noise(cu_mm_type_t type, size_t *size)
 {
-    void      *dev;
-    size_t     i, n, at;
-    uint8_t   *host;
-    uint16_t   h;
+    size_t    i, n;
+    uint8_t  *host;
+    uint16_t  h;
+
+    static uint8_t  *made[CU_MM_INT4 + 1];
 
     n = NOISE / be_quant_chunk(BE_INT4) * be_quant_chunk(BE_INT4);
-    n = (size < n) ? size : n;
+    *size = n;
+
+    if (made[type] != NULL) {
+        return made[type];
+    }
 
     host = malloc(n + 2);
     if (host == NULL) {
@@ -151,6 +156,22 @@ numbers(cu_mm_type_t type, size_t size)
         }
     }
 
+    made[type] = host;
+
+    return host;
+}
+
+
+/* `size` bytes of them on the device. */
+
+static void *
+numbers(cu_mm_type_t type, size_t size)
+{
+    void           *dev;
+    size_t          n, at;
+    const uint8_t  *host;
+
+    host = noise(type, &n);
     OK(cudaMalloc(&dev, size));
 
     for (at = 0; at < size; at += n) {
@@ -158,8 +179,6 @@ numbers(cu_mm_type_t type, size_t size)
                       (size - at < n) ? size - at : n,
                       cudaMemcpyHostToDevice));
     }
-
-    free(host);
 
     return dev;
 }

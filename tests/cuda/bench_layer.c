@@ -611,7 +611,8 @@ copy_rate(layer_t *l)
 
     if (cudaMalloc((void **) &from, n) != 0
         || cudaMalloc((void **) &to, n) != 0
-        || cudaMemcpy(from, noise, n, cudaMemcpyHostToDevice) != 0)
+        || cudaMemcpy(from, noise, n, cudaMemcpyHostToDevice) != 0
+        || cudaDeviceSynchronize() != 0)
     {
         die("copy", "no memory");
     }

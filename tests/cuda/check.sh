@@ -1,10 +1,16 @@
-#!/bin/sh
+#!/bin/bash
 # Checks on a GPU, at most eight minutes; from the folder that make gpu-bundle
-# makes.  Each line says what passed; what fails is shown, and the rest goes on.
+# makes.  A line for each says what passed; what fails is shown, and the rest
+# goes on.  Each test is a process of its own, several at once.
 #
-#     check.sh [sanitize]      with compute-sanitizer: memcheck and racecheck
+#     check.sh [sanitize] [NAME...]    NAME: gpu_gemm, or gpu_gemm:test_tiles
+#
+#     sanitize      with compute-sanitizer: memcheck and racecheck
+#     JOBS=N        how many at once, 8 by default
+#     LIMIT=SECONDS of all, 470 by default
 
-cd "$(dirname "$0")" || exit 1
+here=$(cd "$(dirname "$0")" && pwd) || exit 1
+cd "$here" || exit 1
 
 # cuBLASLt where toolkits and python packages put it
 for d in /usr/local/cuda/lib64 /usr/local/cuda/targets/x86_64-linux/lib \
@@ -15,62 +21,96 @@ do
 done
 export LD_LIBRARY_PATH
 
-log=${OUT:-/tmp}/check-gpu.log
-: > "$log"
-failed=0
-begin=$(date +%s)
-
-run() {                              # NAME SECONDS COMMAND …
-    name=$1
-    limit=$2
-    shift 2
-    now=$(date +%s)
-    left=$((470 - now + begin))
-    [ $limit -le $left ] || limit=$left
-
-    if [ $limit -le 5 ]; then
-        echo "left out: $name (no time)"
-        failed=1
-        return
-    fi
-
-    if timeout $limit "$@" > "$log.one" 2>&1; then
-        echo "ok: $name ($(($(date +%s) - now)) s)"
-    else
-        echo "FAILED: $name (status $?)"
-        tail -n 30 "$log.one"
-        failed=1
-    fi
-
-    echo "== $name" >> "$log"
-    cat "$log.one" >> "$log"
-}
-
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-
-if [ "$1" = sanitize ]; then
-    for p in bin/gpu_*; do
-        run "memcheck ${p#bin/}" 120 \
-            compute-sanitizer --tool memcheck --error-exitcode 9 "$p"
-        run "racecheck ${p#bin/}" 120 \
-            compute-sanitizer --tool racecheck --error-exitcode 9 "$p"
-    done
-    exit $failed
-fi
-
-for p in bin/gpu_*; do
-    run "${p#bin/}" 90 "$p"
-done
-
-run "answer of the shipped model" 60 sh -c '
+if [ "$1" = answer ]; then
     a=$(bin/llm-engine generate --model wordnet-tiny --backend cuda \
         "What is a falcon?") || exit 1
     b=$(bin/llm-engine generate --model wordnet-tiny --backend cpu \
         --compute bf16 "What is a falcon?") || exit 1
-    echo "cuda: $a"; echo "cpu:  $b"; [ "$a" = "$b" ]'
+    echo "cuda: $a"
+    echo "cpu:  $b"
+    [ "$a" = "$b" ]
+    exit
+fi
 
-run "log-probabilities against float64" 240 \
-    python3 reference/compare.py bin/llm-engine --compute bf16 --fp8-inputs \
-    -- --backend cuda
+# One of them: check.sh one TITLE LIMIT COMMAND…
 
-exit $failed
+if [ "$1" = one ]; then
+    title=$2
+    limit=$3
+    shift 3
+    began=$(date +%s)
+    left=$((CHECK_END - began))
+    [ "$limit" -le $left ] || limit=$left
+    out=$CHECK_DIR/${title//[ \/:]/_}
+
+    if [ "$limit" -le 5 ]; then
+        echo "left out: $title (no time)"
+        echo "$title" >> "$CHECK_DIR/failed"
+        exit 0
+    fi
+
+    timeout -k 5 "$limit" "$@" > "$out" 2>&1
+    rc=$?
+
+    if [ $rc = 0 ]; then
+        echo "ok: $title ($(($(date +%s) - began)) s)"
+    else
+        echo "FAILED: $title (status $rc)
+$(tail -n "${LINES_SHOWN:-30}" "$out" | sed 's/^/    /')"
+        echo "$title" >> "$CHECK_DIR/failed"
+    fi
+
+    exit 0
+fi
+
+tools=()
+
+if [ "$1" = sanitize ]; then
+    tools=(memcheck racecheck)
+    shift
+fi
+
+CHECK_DIR=${OUT:-$(mktemp -d)}/check
+CHECK_END=$(($(date +%s) + ${LIMIT:-470}))
+export CHECK_DIR CHECK_END
+mkdir -p "$CHECK_DIR"
+rm -f "$CHECK_DIR"/*
+
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+
+# Lines of: title, limit, command
+
+jobs_of() {
+    local p name
+
+    for p in bin/gpu_*; do
+        for name in $("$p" --list); do
+            if [ $# != 0 ] \
+               && [[ " $* " != *" ${p#bin/} "* ]] \
+               && [[ " $* " != *" ${p#bin/}:$name "* ]]
+            then
+                continue
+            fi
+
+            if [ ${#tools[@]} = 0 ]; then
+                echo "'${p#bin/} $name' 90 $p $name"
+            fi
+
+            for t in "${tools[@]}"; do
+                echo "'$t ${p#bin/} $name' 200 compute-sanitizer" \
+                     "--tool $t --error-exitcode 9 $p $name"
+            done
+        done
+    done
+
+    if [ ${#tools[@]} = 0 ] && [ $# = 0 ]; then
+        echo "'the answer of the shipped model' 60 $here/check.sh answer"
+        echo "'log-probabilities beside float64' 240 python3" \
+             "reference/compare.py bin/llm-engine --compute bf16" \
+             "--fp8-inputs -- --backend cuda"
+    fi
+}
+
+jobs_of "$@" | xargs -P "${JOBS:-8}" -L 1 "$here/check.sh" one
+
+! [ -e "$CHECK_DIR/failed" ]

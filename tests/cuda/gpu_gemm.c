@@ -8,6 +8,7 @@
 #include "backend/cuda/cu_gemm.h"
 #include "bf16.h"
 #include "test_cuda_util.h"
+#include "gpu_main.h"
 
 
 #define SPARE  7                     /* rows behind the last one */
@@ -15,6 +16,12 @@
 /* Types of matrices, and INT4 with rows in FP8. */
 #define KINDS      4
 #define KIND_W4A8  3
+
+/*
+ * Of the sum of magnitudes: products in FP8 are summed in about 14 bits, cut
+ * off, in a way that is not documented.
+ */
+#define LOOSE_FP8  3e-3
 
 #define SIMPLE     1                 /* as a tile: the kernel for any shape */
 
@@ -256,7 +263,7 @@ make(work_t *t, uint32_t kind, uint32_t groups, const uint32_t *count,
     t->dev_w = get(groups * sizeof(void *));
     t->dev_scale = get(groups * sizeof(void *));
     m = get(groups * sizeof(cu_matrix_t));
-    assert_int_equal(posix_memalign((void **) &maps, 64,
+    assert_int_equal(posix_memalign((void **) &maps, 128,
                                     groups * sizeof(CUtensorMap)), 0);
 
     make_rows(t);
@@ -388,7 +395,7 @@ check(work_t *t, uint32_t tile, int pointers)
 
     out = get((size_t) (t->rows + SPARE) * t->n * sizeof(float));
     run(t, tile, pointers, out);
-    loose = t->fp8 ? 4e-4 : 2e-6;
+    loose = t->fp8 ? LOOSE_FP8 : 1e-5;
 
     for (g = 0; g < t->groups; g++) {
         for (r = t->offset[g]; r < t->offset[g + 1]; r++) {
@@ -597,7 +604,7 @@ test_dense(void **state)
                     sum = p.narrow ? from_bf16(h[r * t.n + c])
                                    : f[r * t.n + c];
                     assert_true(fabs(sum - w)
-                                <= size * 4e-4 + (p.narrow ? fabs(w) / 250
+                                <= size * LOOSE_FP8 + (p.narrow ? fabs(w) / 250
                                                            : 1e-6));
                 }
             }
@@ -768,7 +775,7 @@ test_refused(void **state)
 
 
 int
-main(void)
+main(int argc, char **argv)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_tiles),
@@ -780,5 +787,5 @@ main(void)
         cmocka_unit_test(test_refused)
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return GPU_MAIN(argc, argv, tests);
 }

@@ -8,6 +8,7 @@
 
 #include "bf16.h"
 #include "test_cuda_util.h"
+#include "gpu_main.h"
 
 #include "backend/be_quant.h"
 #include "backend/cuda/be_cuda.h"
@@ -698,7 +699,7 @@ test_choice(void **state)
 
 
 int
-main(void)
+main(int argc, char **argv)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_rows),
@@ -708,5 +709,5 @@ main(void)
         cmocka_unit_test(test_choice)
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return GPU_MAIN(argc, argv, tests);
 }

@@ -6,6 +6,7 @@
 
 #include "bf16.h"
 #include "test_cuda_util.h"
+#include "gpu_main.h"
 
 #include "backend/cuda/cu_mla.h"
 
@@ -536,7 +537,7 @@ test_fp8(void **state)
 
 
 int
-main(void)
+main(int argc, char **argv)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_decode),
@@ -547,5 +548,5 @@ main(void)
         cmocka_unit_test(test_fp8),
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return GPU_MAIN(argc, argv, tests);
 }

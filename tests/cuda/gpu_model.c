@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "gpu_main.h"
+
 #include "cli/cli_ranks.h"
 #include "unit/model_dir.h"
 
@@ -440,7 +442,7 @@ test_refused(void **state)
 
 
 int
-main(void)
+main(int argc, char **argv)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_v3),
@@ -451,5 +453,5 @@ main(void)
         cmocka_unit_test(test_refused)
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return GPU_MAIN(argc, argv, tests);
 }

@@ -6,6 +6,7 @@
  */
 
 #include "unit/test_be_util.h"
+#include "gpu_main.h"
 
 #include "backend/be_quant.h"
 
@@ -689,7 +690,7 @@ test_experts(void **state)
 
 
 int
-main(void)
+main(int argc, char **argv)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_rows),
@@ -701,6 +702,10 @@ main(void)
     };
 
     int  failed;
+
+    if (!gpu_choose(argc, argv, tests, sizeof(tests) / sizeof(tests[0]))) {
+        return 0;
+    }
 
     setenv("CU_EMU_BLAS", "1", 0);
     failed = cmocka_run_group_tests(tests, setup, teardown);

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "gpu_main.h"
 #include "cuda/peer_ranks.h"
 
 
@@ -141,7 +142,7 @@ test_refused(void **state)
 
 
 int
-main(void)
+main(int argc, char **argv)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_bf16),
@@ -152,5 +153,5 @@ main(void)
 
     make_experts();
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return GPU_MAIN(argc, argv, tests);
 }

@@ -4,6 +4,7 @@
  */
 
 #include "test_cuda_util.h"
+#include "gpu_main.h"
 
 #include "backend/cuda/cu_sample.h"
 #include "sample/sample.h"
@@ -178,11 +179,11 @@ test_draws(void **state)
 
 
 int
-main(void)
+main(int argc, char **argv)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_draws)
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return GPU_MAIN(argc, argv, tests);
 }

@@ -610,7 +610,8 @@ moe_maps(be_cuda_t *cuda, cuda_mlps_t *all, const be_mlp_t *mlp, uint32_t n)
     CUtensorMap  *maps;
 
     size = 3 * (size_t) n * sizeof(CUtensorMap);
-    maps = aligned_alloc(64, size);
+    maps = aligned_alloc(_Alignof(CUtensorMap) > 64 ? _Alignof(CUtensorMap)
+                                                   : 64, size);
 
     if (maps == NULL) {
         return cudaErrorMemoryAllocation;

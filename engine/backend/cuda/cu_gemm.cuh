@@ -239,7 +239,7 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
         codes[1] = NULL;
         panels = 0;
 
-        if (a.maps != NULL && t.group != known) {
+        if (!shape::codes && a.maps != NULL && t.group != known) {
             cu_map_acquire(map[0]);
 
             if (PARTS == 2) {
@@ -328,14 +328,19 @@ gemm_bf16(float *d, const uint8_t *w, const uint8_t *x, int first)
 }
 
 
-template <int NT>
+/* FP8, the products of one stage, then their scales; the latter come early
+ * where there are registers for them. */
+
+template <int NT, int PARTS>
 static __device__ __forceinline__ void
 gemm_fp8(float *d, const uint8_t *w, const uint8_t *x, const float *scale,
     float factor, int first)
 {
+    constexpr int  ahead = (NT * PARTS <= 128) ? NT / 8 : 0;
+
     int     i, k;
     float   part[NT / 2];
-    float2  s;
+    float2  s, early[ahead > 0 ? ahead : 1];
 
     cu_wgmma_hold<NT>(part);
     cu_wgmma_fence();
@@ -347,12 +352,19 @@ gemm_fp8(float *d, const uint8_t *w, const uint8_t *x, const float *scale,
     }
 
     cu_wgmma_commit();
+    scale += 2 * (threadIdx.x % 4);
+
+#pragma unroll
+    for (i = 0; i < ahead; i++) {
+        early[i] = *(const float2 *) (scale + 8 * i);
+    }
+
     cu_wgmma_wait<0>();
     cu_wgmma_hold<NT>(part);
 
 #pragma unroll
     for (i = 0; i < NT / 8; i++) {
-        s = *(const float2 *) (scale + 8 * i + 2 * (threadIdx.x % 4));
+        s = (ahead > 0) ? early[i] : *(const float2 *) (scale + 8 * i);
         s.x = __fmul_rn(s.x, factor);
         s.y = __fmul_rn(s.y, factor);
 
@@ -388,7 +400,7 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
 
     int             part, half;
     float           d[PARTS][NT / 2], factor[PARTS], next[PARTS];
-    uint32_t        tile, s, turn, last, block, blocks;
+    uint32_t        tile, s, turn, last, block, blocks, warp, group;
     uint32_t        r[2][16];
     gemm_tile_t     t;
     const float    *factors[PARTS];
@@ -397,6 +409,11 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
     blocks = (a.k + shape::k - 1) / shape::k;
     s = 0;
     turn = 0;
+
+    /* the same in all lanes, which the compiler does not know */
+
+    warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+    group = warp / 4;
 
     for (tile = blockIdx.x; gemm_tile<NT>(a, head, tile, &t);
          tile += gridDim.x)
@@ -438,8 +455,8 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
 #pragma unroll
                 for (part = 0; part < PARTS; part++) {
                     gemm_bf16<NT>(d[part],
-                                  w + part * shape::w
-                                  + threadIdx.x / 128 * 8192, x, block == 0);
+                                  w + part * shape::w + group * 8192, x,
+                                  block == 0);
                 }
 
                 cu_wgmma_commit();
@@ -455,11 +472,11 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
             } else if constexpr (TYPE == GEMM_FP8) {
 #pragma unroll
                 for (part = 0; part < PARTS; part++) {
-                    gemm_fp8<NT>(d[part],
-                                 w + part * shape::w
-                                 + threadIdx.x / 128 * 8192, x,
-                                 (const float *) (w + PARTS * shape::w),
-                                 factor[part], block == 0);
+                    gemm_fp8<NT, PARTS>(d[part],
+                                        w + part * shape::w + group * 8192, x,
+                                        (const float *) (w + PARTS
+                                                             * shape::w),
+                                        factor[part], block == 0);
                 }
 
                 gemm_release(&head->empty[s]);
@@ -469,7 +486,7 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
                 for (part = 0; part < PARTS; part++) {
                     gemm_int4_fp8<NT>(d[part],
                                       w + part * shape::w
-                                      + threadIdx.x / 32 * GEMM_CHUNK, x,
+                                      + warp * GEMM_CHUNK, x,
                                       (const float *) (w + PARTS * shape::w),
                                       block == 0);
                 }
@@ -488,7 +505,7 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
 #pragma unroll
                     for (part = 0; part < PARTS; part++) {
                         gemm_half(w + part * shape::w
-                                  + threadIdx.x / 32 * GEMM_CHUNK,
+                                  + warp * GEMM_CHUNK,
                                   (uint32_t) half,
                                   r[PARTS == 1 ? half : part]);
                     }
