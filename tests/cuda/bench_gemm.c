@@ -5,10 +5,10 @@
  *
  *     bench_gemm [--small]      tiny shapes, to see that it runs
  *
- * Prefill: tera-operations a second; decode: bytes of the matrices, of the
- * groups that have rows, a second, and the share of the copy's.  Then dense
- * products, our own beside cuBLASLt's, by rows.  Each figure is the median of
- * BENCH_REPEATS, on random numbers.
+ * Prefill, with results in BF16: tera-operations a second; decode, in float32:
+ * bytes of the matrices, of the groups that have rows, a second, and the share
+ * of the copy's.  Then dense products, our own beside cuBLASLt's, by rows.
+ * Each figure is the median of BENCH_REPEATS, on random numbers.
  */
 
 #include <math.h>
@@ -347,6 +347,7 @@ bench(const shape_t *s, cu_mm_type_t type, int fp8, const ceiling_t *c)
                       (size_t) rows * s->k * (fp8 ? 1 : 2));
     p.maps = maps;
     p.type = type;
+    p.narrow = !s->decode;
 
     if (fp8) {
         p.g.x.scale = scales((size_t) blocks * p.g.x.ld_scale);

@@ -78,7 +78,7 @@ cu_gemm_grouped(const cu_gemm_t *p, void *stream)
     if (rc == 0) {
         rc = cu_map_2d_ld(&l.scale, CU_F32, p->g.x.scale, p->g.rows,
                           (k + CU_GROUP - 1) / CU_GROUP, p->g.x.ld_scale,
-                          l.tile, 1);
+                          l.tile + 4, 1);
     }
 
     if (rc != 0) {
@@ -167,8 +167,10 @@ cu_gemm_tile(const cu_gemm_t *p)
 {
     uint32_t  tile, rows, most;
 
-    most = (p->m_up != NULL
-            || (p->type == CU_MM_INT4 && p->g.x.scale != NULL)) ? 64 : 128;
+    most = (p->type == CU_MM_FP8
+            || (p->m_up == NULL
+                && (p->type == CU_MM_BF16 || p->g.x.scale == NULL)))
+           ? 128 : 64;
 
     rows = p->g.rows / p->g.groups;
 

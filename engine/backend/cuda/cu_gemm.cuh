@@ -3,7 +3,8 @@
  * one, or two whose results become silu(first) * second.
  *
  * Shared memory, a stage of the ring: the matrix's part, the rows' part, and
- * (of rows in FP8) the rows' scales.  BF16: 64 elements of K, 128 x 128 and NT
+ * (of rows in FP8) the rows' scales, from up to three rows before the first
+ * one, as copies begin at multiples of 16 bytes.  BF16: 64 elements of K, 128 x 128 and NT
  * x 128 bytes with the 128-byte swizzle.  FP8: the same with 128 elements.
  * INT4: 128 elements, eight chunks as they lie in memory, and rows twice NT x
  * 128 bytes, or once in FP8.  The rows lie in front, matrices follow.
@@ -260,7 +261,7 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
         keep = t.again ? CU_KEEP_NORMAL : CU_KEEP_FIRST;
         bytes = shape::x
                 + PARTS * (shape::codes ? panels * GEMM_CHUNK : shape::w);
-        bytes += shape::scaled ? NT * 4 : 0;
+        bytes += shape::scaled ? (NT + 4) * 4 : 0;
 
         for (block = 0; block < blocks; block++) {
             p = ring + s * shape::stage;
@@ -298,7 +299,8 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
 
             if (shape::scaled) {
                 cu_tma_load_2d(p + shape::x + PARTS * shape::w, scale,
-                               &head->full[s], (int) t.row, (int) block);
+                               &head->full[s], (int) (t.row / 4 * 4),
+                               (int) block);
             }
 
             if (++s == shape::stages) {
@@ -356,7 +358,7 @@ gemm_fp8(float *d, const uint8_t *w, const uint8_t *x, const float *scale,
 
 #pragma unroll
     for (i = 0; i < ahead; i++) {
-        early[i] = *(const float2 *) (scale + 8 * i);
+        early[i] = make_float2(scale[8 * i], scale[8 * i + 1]);
     }
 
     cu_wgmma_wait<0>();
@@ -364,7 +366,8 @@ gemm_fp8(float *d, const uint8_t *w, const uint8_t *x, const float *scale,
 
 #pragma unroll
     for (i = 0; i < NT / 8; i++) {
-        s = (ahead > 0) ? early[i] : *(const float2 *) (scale + 8 * i);
+        s = (ahead > 0) ? early[i]
+                        : make_float2(scale[8 * i], scale[8 * i + 1]);
         s.x = __fmul_rn(s.x, factor);
         s.y = __fmul_rn(s.y, factor);
 
@@ -474,8 +477,8 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
                 for (part = 0; part < PARTS; part++) {
                     gemm_fp8<NT, PARTS>(d[part],
                                         w + part * shape::w + group * 8192, x,
-                                        (const float *) (w + PARTS
-                                                             * shape::w),
+                                        (const float *) (w + PARTS * shape::w)
+                                        + t.row % 4,
                                         factor[part], block == 0);
                 }
 
@@ -487,8 +490,8 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
                     gemm_int4_fp8<NT>(d[part],
                                       w + part * shape::w
                                       + warp * GEMM_CHUNK, x,
-                                      (const float *) (w + PARTS * shape::w),
-                                      block == 0);
+                                      (const float *) (w + PARTS * shape::w)
+                                      + t.row % 4, block == 0);
                 }
 
                 gemm_release(&head->empty[s]);
@@ -560,6 +563,9 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
 }
 
 
+#include "cu_gemm_rows.cuh"
+
+
 template <gemm_type_t TYPE, int NT, int PARTS>
 static __global__ void
 __launch_bounds__(GEMM_THREADS, 1)
@@ -603,7 +609,13 @@ gemm_kernel(const __grid_constant__ gemm_args_t a,
 
     } else {
         cu_regs_more<232>();
-        gemm_compute<TYPE, NT, PARTS>(a, &head, ring);
+
+        if constexpr (TYPE == GEMM_FP8 && NT == ROWS_TILE) {
+            gemm_compute_rows<PARTS>(a, &head, ring);
+
+        } else {
+            gemm_compute<TYPE, NT, PARTS>(a, &head, ring);
+        }
     }
 }
 

@@ -197,7 +197,8 @@ gemm_int4_fp8(float *d, const uint8_t *chunk, const uint8_t *x,
 
 #pragma unroll
     for (i = 0; i < NT / 8; i++) {
-        factor = *(const float2 *) (scale + 8 * i + 2 * (threadIdx.x % 4));
+        factor.x = scale[8 * i + 2 * (threadIdx.x % 4)];
+        factor.y = scale[8 * i + 2 * (threadIdx.x % 4) + 1];
 
         d[4 * i] = __fmaf_rn(sum[4 * i], factor.x,
                              first ? 0.0f : d[4 * i]);

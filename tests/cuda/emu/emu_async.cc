@@ -422,6 +422,12 @@ emu_tma_load(void *dst, const CUtensorMap *map, uint64_t *bar, uint32_t rank,
         emu_fatal("a bulk copy to shared address %u", address);
     }
 
+    /* Seen on an H100: anything else is an illegal instruction. */
+
+    if ((int64_t) c[0] * m.size % 16 != 0) {
+        emu_fatal("a bulk copy from element %d, not at 16 bytes", c[0]);
+    }
+
     async_add(ASYNC_LOAD, 0, [=]() {
         tma_box(&m, (uint8_t *) dst, address, at, 1);
         bar_bytes(bar, tma_bytes(&m));
@@ -441,8 +447,11 @@ emu_tma_store(const CUtensorMap *map, const void *src, uint32_t rank,
     address = emu_shared_address(src, tma_bytes(&m), "bulk store");
     memcpy(at, c, rank * sizeof(int));
 
-    if (address % (m.swizzle ? 1024 : 128) != 0) {
-        emu_fatal("a bulk store from shared address %u", address);
+    if (address % (m.swizzle ? 1024 : 128) != 0
+        || (int64_t) c[0] * m.size % 16 != 0)
+    {
+        emu_fatal("a bulk store from shared address %u to element %d",
+                  address, c[0]);
     }
 
     async_add(ASYNC_STORE, emu_self->bulk_group, [=]() {
