@@ -78,7 +78,22 @@ struct gemm_shape_t {
                                                        : NT * 128;
     static constexpr uint32_t  scale = scaled ? 1024 : 0;
     static constexpr uint32_t  stage = PARTS * w + x + scale;
-    static constexpr uint32_t  most = (CU_SMEM_MAX - 8192) / stage;
+
+    /*
+     * Making operands of codes takes about as long as fetching them: where
+     * there are registers for it two blocks share a multiprocessor, so that
+     * one's waits are the other one's turns.
+     */
+
+    static constexpr int       blocks = (codes && NT <= 32) ? 2 : 1;
+    static constexpr int       regs_less = 40;
+    static constexpr int       regs_more = (blocks == 2) ? 96 : 232;
+    static_assert(4 * regs_less + 8 * regs_more
+                  <= 12 * (65536 / blocks / GEMM_THREADS / 8 * 8),
+                  "registers of three warpgroups");
+    static constexpr uint32_t  room = (blocks == 2) ? CU_SMEM_HALF
+                                                    : CU_SMEM_MAX;
+    static constexpr uint32_t  most = (room - 8192) / stage;
     static constexpr uint32_t  stages = (most < GEMM_STAGES) ? most
                                                              : GEMM_STAGES;
     static constexpr uint32_t  smem = stages * stage;
@@ -568,7 +583,7 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
 
 template <gemm_type_t TYPE, int NT, int PARTS>
 static __global__ void
-__launch_bounds__(GEMM_THREADS, 1)
+__launch_bounds__(GEMM_THREADS, (gemm_shape_t<TYPE, NT, PARTS>::blocks))
 gemm_kernel(const __grid_constant__ gemm_args_t a,
     const __grid_constant__ CUtensorMap w,
     const __grid_constant__ CUtensorMap w_up,
@@ -600,7 +615,7 @@ gemm_kernel(const __grid_constant__ gemm_args_t a,
     __syncthreads();
 
     if (threadIdx.x >= 256) {
-        cu_regs_less<40>();
+        cu_regs_less<shape::regs_less>();
 
         if (threadIdx.x == 256) {
             gemm_fetch<TYPE, NT, PARTS>(a, &head, ring, &w, &w_up, &x,
@@ -608,7 +623,7 @@ gemm_kernel(const __grid_constant__ gemm_args_t a,
         }
 
     } else {
-        cu_regs_more<232>();
+        cu_regs_more<shape::regs_more>();
 
         if constexpr (TYPE == GEMM_FP8 && NT == ROWS_TILE) {
             gemm_compute_rows<PARTS>(a, &head, ring);
@@ -629,6 +644,7 @@ gemm_launch(const cu_gemm_t *p, const gemm_launch_t *l)
     typedef gemm_shape_t<TYPE, NT, PARTS>  shape;
 
     int            rc;
+    uint32_t       most;
     uint64_t       tiles;
     gemm_args_t    a;
 
@@ -658,7 +674,8 @@ gemm_launch(const cu_gemm_t *p, const gemm_launch_t *l)
 
     tiles = ((uint64_t) p->g.rows / NT + p->g.groups)
             * ((p->g.n + GEMM_N - 1) / GEMM_N);
-    tiles = (tiles < l->blocks) ? tiles : l->blocks;
+    most = l->blocks * shape::blocks;
+    tiles = (tiles < most) ? tiles : most;
 
     return CU_LAUNCH((gemm_kernel<TYPE, NT, PARTS>), dim3((unsigned) tiles),
                      dim3(GEMM_THREADS), shape::smem,

@@ -38,7 +38,8 @@
 #define CU_DEP    1
 #define CU_COOP   2
 
-#define CU_SMEM_MAX  232448          /* dynamic, of a block on sm_90 */
+#define CU_SMEM_MAX   232448         /* dynamic, of a block on sm_90 */
+#define CU_SMEM_HALF  115712         /* of two blocks on a multiprocessor */
 
 #define CU_LAUNCH(kernel, grid, block, smem, stream, ...)                     \
     cu_launch(#kernel, CU_PLAIN, kernel, grid, block, smem, stream,           \
