@@ -215,6 +215,7 @@ typedef struct {
     be_cuda_t     *cuda;
     cuda_blas_t   *blas;
     cu_mm_t        mm;
+    void          *room;
 } peak_t;
 
 
@@ -396,7 +397,7 @@ dense_own(void *ctx)
     peak_t  *p;
 
     p = ctx;
-    OK(cu_gemm(&p->mm, p->mm.dev, 0, stream));
+    OK(cu_gemm(&p->mm, p->mm.dev, 0, p->room, stream));
 }
 
 
@@ -442,6 +443,8 @@ dense(cu_mm_type_t type, uint32_t n, uint32_t k, int tiny)
         p.mm.x.scale = scales((size_t) blocks * most);
     }
 
+    OK(cudaMalloc(&p.room, CU_GEMM_ROOM));
+    OK(cudaMemset(p.room, 0, CU_GEMM_ROOM));
     OK(cudaMalloc(&dev, sizeof(cu_matrix_t)));
     OK(cudaMemcpy(dev, &p.mm.m, sizeof(cu_matrix_t), cudaMemcpyHostToDevice));
     p.mm.dev = dev;
@@ -471,6 +474,7 @@ dense(cu_mm_type_t type, uint32_t n, uint32_t k, int tiny)
     OK(cudaFree(p.mm.x.scale));
     OK(cudaFree(p.mm.y));
     OK(cudaFree(dev));
+    OK(cudaFree(p.room));
     be_cuda_blas_close(p.blas);
     free(p.cuda);
 }

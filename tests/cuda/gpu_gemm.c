@@ -552,67 +552,209 @@ test_alone(void **state)
 
 /* One matrix, BF16 results, results added to. */
 
+/* One matrix beside float64; with room several blocks may share a tile. */
+
 static void
-test_dense(void **state)
+dense(uint32_t kind, uint32_t count, uint32_t n, uint32_t k, void *room)
 {
     float       *f, sum;
     void        *y;
     work_t       t;
     cu_mm_t      p;
     double       w, size;
-    uint32_t     kind, r, c, way, count;
+    uint32_t     r, c, way;
     uint16_t    *h;
     cu_matrix_t  m;
 
-    (void) state;
-    count = 33;
+    make(&t, kind, 1, &count, n, k);
+    cu_get(&m, t.dev_m, sizeof(m));
+    f = get((size_t) count * t.n * sizeof(float));
+    h = (uint16_t *) f;
 
-    for (kind = 0; kind < KINDS; kind++) {
-        make(&t, kind, 1, &count, 160, 192);
-        cu_get(&m, t.dev_m, sizeof(m));
-        f = get((size_t) count * t.n * sizeof(float));
-        h = (uint16_t *) f;
+    for (way = 0; way < 4; way++) {
+        memset(&p, 0, sizeof(p));
+        p.m = m;
+        p.x = t.p.g.x;
+        p.ldy = t.n;
+        p.rows = count;
+        p.batch = 1;
+        p.narrow = way & 1;
+        p.add = way >> 1;
 
-        for (way = 0; way < 4; way++) {
-            memset(&p, 0, sizeof(p));
-            p.m = m;
-            p.x = t.p.g.x;
-            p.ldy = t.n;
-            p.rows = count;
-            p.batch = 1;
-            p.narrow = way & 1;
-            p.add = way >> 1;
-
-            for (r = 0; r < count * t.n; r++) {
-                if (p.narrow) {
-                    h[r] = to_bf16(p.add ? 2.0f : NAN);
-                } else {
-                    f[r] = p.add ? 2.0f : NAN;
-                }
-            }
-
-            y = cu_put(f, (size_t) count * t.n * sizeof(float));
-            p.y = y;
-            CU_OK(cu_gemm(&p, t.dev_m, 0, NULL));
-            CU_OK(cudaDeviceSynchronize());
-            cu_get(f, y, (size_t) count * t.n * sizeof(float));
-            CU_OK(cudaFree(y));
-
-            for (r = 0; r < count; r++) {
-                for (c = 0; c < t.n; c++) {
-                    w = want(&t, 0, r, c, &size) + (p.add ? 2 : 0);
-                    sum = p.narrow ? from_bf16(h[r * t.n + c])
-                                   : f[r * t.n + c];
-                    assert_true(fabs(sum - w)
-                                <= size * LOOSE_FP8 + (p.narrow ? fabs(w) / 250
-                                                           : 1e-6));
-                }
+        for (r = 0; r < count * t.n; r++) {
+            if (p.narrow) {
+                h[r] = to_bf16(p.add ? 2.0f : NAN);
+            } else {
+                f[r] = p.add ? 2.0f : NAN;
             }
         }
 
-        free(f);
-        drop(&t);
+        y = cu_put(f, (size_t) count * t.n * sizeof(float));
+        p.y = y;
+        CU_OK(cu_gemm(&p, t.dev_m, 0, room, NULL));
+        CU_OK(cudaDeviceSynchronize());
+        cu_get(f, y, (size_t) count * t.n * sizeof(float));
+        CU_OK(cudaFree(y));
+
+        for (r = 0; r < count; r++) {
+            for (c = 0; c < t.n; c++) {
+                w = want(&t, 0, r, c, &size) + (p.add ? 2 : 0);
+                sum = p.narrow ? from_bf16(h[r * t.n + c])
+                               : f[r * t.n + c];
+
+                if (!(fabs(sum - w) <= size * LOOSE_FP8
+                                       + (p.narrow ? fabs(w) / 250 : 1e-6)))
+                {
+                    fail_msg("kind %u, %u rows, %u x %u, way %u, row %u, "
+                             "output %u: %g, not %g", kind, count, n, k, way,
+                             r, c, sum, w);
+                }
+            }
+        }
     }
+
+    free(f);
+    drop(&t);
+}
+
+
+static void
+test_dense(void **state)
+{
+    uint32_t  kind;
+
+    (void) state;
+
+    for (kind = 0; kind < KINDS; kind++) {
+        dense(kind, 33, 160, 192, NULL);
+    }
+}
+
+
+/* The room is used again and again, as counters are left at zero. */
+
+static void
+test_split(void **state)
+{
+    void      *room;
+    uint32_t   kind, i, counts[CU_GEMM_TILES];
+
+    (void) state;
+
+    room = cu_put(NULL, CU_GEMM_ROOM);
+    CU_OK(cudaMemset(room, 0, CU_GEMM_ROOM));
+    CU_OK(cudaMemset((uint8_t *) room + sizeof(counts), 0xff,
+                     CU_GEMM_ROOM - sizeof(counts)));
+
+    for (kind = 0; kind < KINDS; kind++) {
+        dense(kind, 1, 160, 2100, room);
+        dense(kind, 33, 100, 1100, room);
+        dense(kind, 70, 300, 700, room);
+        dense(kind, 130, 130, 520, room);
+    }
+
+    cu_get(counts, room, sizeof(counts));
+
+    for (i = 0; i < CU_GEMM_TILES; i++) {
+        assert_int_equal(counts[i], 0);
+    }
+
+    CU_OK(cudaFree(room));
+}
+
+
+/* Rows for the next product of gate and up, with room and without. */
+
+static void
+gated(uint32_t kind, uint32_t count, uint32_t n, uint32_t k, void *room)
+{
+    void      *act[2], *scale[2];
+    float     *s[2], v[2];
+    work_t     t, up;
+    size_t     size, size_scale, at;
+    uint8_t   *raw[2];
+    uint32_t   r, c, way, ld, ld_scale;
+
+    make(&t, kind, 1, &count, n, k);
+    make(&up, kind, 1, &count, n, k);
+    ld = (n + 127) / 128 * 128;
+    ld_scale = (count + 3) / 4 * 4;
+    size = (size_t) count * ld * (t.fp8 ? 1 : 2);
+    size_scale = (size_t) ld / 128 * ld_scale * sizeof(float);
+
+    t.p.g.offset = NULL;
+    t.p.g.rows = count;
+    t.p.tile = 0;
+    t.p.m_up = up.dev_m;
+    t.p.maps_up = up.dev_maps;
+    t.p.act.ld = ld;
+    t.p.act.ld_scale = ld_scale;
+
+    for (way = 0; way < 2; way++) {
+        raw[way] = get(size);
+        s[way] = get(size_scale);
+        act[way] = cu_put(raw[way], size);
+        scale[way] = cu_put(s[way], size_scale);
+
+        t.p.room = way ? room : NULL;
+        t.p.act.x = act[way];
+        t.p.act.scale = t.fp8 ? scale[way] : NULL;
+        CU_OK(cu_gemm_grouped(&t.p, NULL));
+        CU_OK(cudaDeviceSynchronize());
+
+        cu_get(raw[way], act[way], size);
+        cu_get(s[way], scale[way], size_scale);
+        CU_OK(cudaFree(act[way]));
+        CU_OK(cudaFree(scale[way]));
+    }
+
+    for (r = 0; r < count; r++) {
+        for (c = 0; c < n; c++) {
+            at = (size_t) r * ld + c;
+
+            for (way = 0; way < 2; way++) {
+                v[way] = t.fp8 ? be_from_e4m3(raw[way][at])
+                                 * s[way][c / 128 * ld_scale + r]
+                               : from_bf16(((uint16_t *) raw[way])[at]);
+            }
+
+            if (!(fabsf(v[0] - v[1]) <= fabsf(v[0]) * (t.fp8 ? 0.14f : 0.02f)
+                                        + 2e-3f * (float) k / 100))
+            {
+                fail_msg("kind %u, %u rows, %u x %u, row %u, output %u: %g, "
+                         "not %g", kind, count, n, k, r, c, v[1], v[0]);
+            }
+        }
+    }
+
+    for (way = 0; way < 2; way++) {
+        free(raw[way]);
+        free(s[way]);
+    }
+
+    drop(&t);
+    drop(&up);
+}
+
+
+static void
+test_split_act(void **state)
+{
+    void      *room;
+    uint32_t   kind;
+
+    (void) state;
+
+    room = cu_put(NULL, CU_GEMM_ROOM);
+    CU_OK(cudaMemset(room, 0, CU_GEMM_ROOM));
+
+    for (kind = 0; kind < KINDS; kind++) {
+        gated(kind, 1, 160, 2100, room);
+        gated(kind, 40, 200, 1100, room);
+        gated(kind, 90, 130, 600, room);
+    }
+
+    CU_OK(cudaFree(room));
 }
 
 
@@ -783,6 +925,8 @@ main(int argc, char **argv)
         cmocka_unit_test(test_many),
         cmocka_unit_test(test_alone),
         cmocka_unit_test(test_dense),
+        cmocka_unit_test(test_split),
+        cmocka_unit_test(test_split_act),
         cmocka_unit_test(test_act),
         cmocka_unit_test(test_refused)
     };

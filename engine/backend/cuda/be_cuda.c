@@ -226,6 +226,15 @@ cuda_open_device(be_cuda_t *cuda, char *err)
     }
 
     if (rc == 0) {
+        what = "no memory for sums of products";
+        rc = cudaMalloc(&cuda->room, CU_GEMM_ROOM);
+    }
+
+    if (rc == 0) {
+        rc = cudaMemsetAsync(cuda->room, 0, CU_GEMM_ROOM, cuda->stream);
+    }
+
+    if (rc == 0) {
         return cuda_peers(cuda, devices, err);
     }
 
@@ -294,6 +303,7 @@ cuda_close(be_t *be)
     be_cuda_moe_close(cuda);
     be_cuda_weight_close(cuda);
     be_cuda_blas_close(cuda->blas);
+    (void) cudaFree(cuda->room);
 
     for (i = 0; i < CUDA_SCRATCH_MAX; i++) {
         (void) cudaFree(cuda->scratch[i]);

@@ -166,6 +166,7 @@ typedef struct {
     char                *path;
     cudaStream_t         stream;
     cuda_blas_t         *blas;       /* NULL: there is no cuBLASLt */
+    void                *room;       /* of products whose K is cut */
 
     int                  failed;
     char                 why[ERR_LEN];

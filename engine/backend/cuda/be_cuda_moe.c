@@ -413,6 +413,7 @@ moe_mlp_gated(be_cuda_t *cuda, const be_mlp_t *mlp, const cu_act_t *x,
     p.g.n = mlp->w1->m.n;
     p.g.k = mlp->w1->m.k;
     p.g.x = *x;
+    p.room = cuda->room;
 
     if (mlp->w1->m.type != CU_MM_INT4) {
         rc = cu_gemm_map(&mlp->w1->m, &p.map);

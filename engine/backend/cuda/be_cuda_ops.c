@@ -140,7 +140,7 @@ be_cuda_mm(be_cuda_t *cuda, const cu_mm_t *p)
 
     if (p->batch == 1 && p->dev != NULL) {
         rc = cu_gemm(p, p->dev, cuda->opt.fixed ? CU_GEMM_FIXED : 0,
-                     cuda->stream);
+                     cuda->room, cuda->stream);
 
         if (rc != cudaErrorInvalidValue) {
             return be_cuda_check(cuda, rc, "product");

@@ -9,9 +9,11 @@
 #include "backend/cuda/cu_gemm_int.h"
 
 
-#define GEMM_BOX   128               /* outputs of a tile */
+#define GEMM_BOX     128             /* outputs of a tile */
+#define GEMM_SLICES  16              /* of K, at most */
 
 
+static void gemm_split(const cu_gemm_t *p, gemm_launch_t *l);
 static int gemm_possible(const cu_gemm_t *p);
 
 
@@ -59,6 +61,7 @@ cu_gemm_grouped(const cu_gemm_t *p, void *stream)
 
     l.blocks = (uint32_t) count;
     k = p->g.k;
+    gemm_split(p, &l);
 
     if (p->g.x.scale == NULL) {
         rc = cu_map_2d_ld(&l.x, CU_BF16, p->g.x.x, k, p->g.rows, p->g.x.ld,
@@ -91,7 +94,8 @@ cu_gemm_grouped(const cu_gemm_t *p, void *stream)
 
 
 int
-cu_gemm(const cu_mm_t *p, const cu_matrix_t *m, uint32_t tile, void *stream)
+cu_gemm(const cu_mm_t *p, const cu_matrix_t *m, uint32_t tile, void *room,
+    void *stream)
 {
     int        rc;
     cu_gemm_t  g;
@@ -112,6 +116,7 @@ cu_gemm(const cu_mm_t *p, const cu_matrix_t *m, uint32_t tile, void *stream)
     g.g.ldy = p->ldy;
     g.type = p->m.type;
     g.tile = tile;
+    g.room = room;
     g.narrow = p->narrow;
     g.add = p->add;
 
@@ -124,6 +129,40 @@ cu_gemm(const cu_mm_t *p, const cu_matrix_t *m, uint32_t tile, void *stream)
     }
 
     return cu_gemm_grouped(&g, stream);
+}
+
+
+/*
+ * Few tiles leave most of the device idle: K is cut then, into slices of at
+ * least two of a stage's blocks.
+ */
+
+static void
+gemm_split(const cu_gemm_t *p, gemm_launch_t *l)
+{
+    uint32_t  tile, tiles, most, split;
+
+    l->split = 1;
+
+    if (p->room == NULL || p->tile != 0 || p->g.groups != 1
+        || p->g.offset != NULL)
+    {
+        return;
+    }
+
+    tile = (l->tile < 64) ? l->tile : 64;
+    tiles = (p->g.n + GEMM_BOX - 1) / GEMM_BOX
+            * ((p->g.rows + tile - 1) / tile);
+    most = (l->blocks < CU_GEMM_SPLIT) ? l->blocks : CU_GEMM_SPLIT;
+    split = (tiles < most) ? most / tiles : 1;
+    split = (split < GEMM_SLICES) ? split : GEMM_SLICES;
+    most = p->g.k / (2 * (p->type == CU_MM_BF16 ? 64 : 128));
+    split = (split < most) ? split : most;
+
+    if (split > 1) {
+        l->split = split;
+        l->tile = tile;
+    }
 }
 
 

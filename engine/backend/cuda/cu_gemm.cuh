@@ -64,6 +64,11 @@ typedef struct {
     const cu_matrix_t   *m_up;
     const CUtensorMap   *maps_up;
     cu_act_t             act;
+
+    /* blocks that share a tile, each with a part of K, and their sums */
+    uint32_t             split;
+    float               *part;       /* [tiles][split][sums][256] */
+    uint32_t            *count;      /* of the tile's blocks that are done */
 } gemm_args_t;
 
 template <gemm_type_t TYPE, int NT, int PARTS>
@@ -106,6 +111,7 @@ typedef struct {
     uint64_t  empty[GEMM_STAGES];
     uint32_t  first[CU_GEMM_GROUPS + 1];
     float     top[GEMM_WARPS][128];  /* of each row, by warp */
+    uint32_t  last;                  /* the tile's other blocks are done */
 } gemm_head_t;
 
 typedef struct {
@@ -113,6 +119,7 @@ typedef struct {
     uint32_t  row;                   /* of x, the tile's first */
     uint32_t  count;                 /* rows that are of the group */
     uint32_t  col;                   /* the first output */
+    uint32_t  slice;                 /* of K */
     int       again;                 /* the matrix's part is read again */
 } gemm_tile_t;
 
@@ -175,6 +182,8 @@ gemm_tile(const gemm_args_t &a, const gemm_head_t *head, uint32_t index,
     uint32_t  cols, low, high, mid, rows, band, height, from, to;
 
     cols = (a.n + GEMM_N - 1) / GEMM_N;
+    t->slice = index % a.split;
+    index /= a.split;
 
     if (index >= head->first[a.groups] * cols) {
         return 0;
@@ -213,6 +222,15 @@ gemm_tile(const gemm_args_t &a, const gemm_head_t *head, uint32_t index,
 }
 
 
+/* Where a slice of `blocks` of K begins; the next one's begin is its end. */
+
+static __device__ __forceinline__ uint32_t
+gemm_slice(const gemm_args_t &a, uint32_t slice, uint32_t blocks)
+{
+    return slice * blocks / a.split;
+}
+
+
 /* --- fetching ---------------------------------------------------------- */
 
 /* INT4: panels of a tile, and where the first one begins. */
@@ -234,7 +252,8 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
     typedef gemm_shape_t<TYPE, NT, PARTS>  shape;
 
     int                 part;
-    uint32_t            i, tile, s, turn, block, blocks, bytes, panels, known;
+    uint32_t            i, tile, s, turn, block, to, blocks, bytes, panels;
+    uint32_t            known;
     uint8_t            *p, *q;
     uint64_t            keep;
     gemm_tile_t         t;
@@ -278,7 +297,9 @@ gemm_fetch(const gemm_args_t &a, gemm_head_t *head, uint8_t *ring,
                 + PARTS * (shape::codes ? panels * GEMM_CHUNK : shape::w);
         bytes += shape::scaled ? (NT + 4) * 4 : 0;
 
-        for (block = 0; block < blocks; block++) {
+        to = gemm_slice(a, t.slice + 1, blocks);
+
+        for (block = gemm_slice(a, t.slice, blocks); block < to; block++) {
             p = ring + s * shape::stage;
 
             cu_mbar_wait(&head->empty[s], ~turn & 1);
@@ -418,7 +439,7 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
 
     int             part, half;
     float           d[PARTS][NT / 2], factor[PARTS], next[PARTS];
-    uint32_t        tile, s, turn, last, block, blocks, warp, group;
+    uint32_t        tile, s, turn, last, block, from, to, blocks, warp, group;
     uint32_t        r[2][16];
     gemm_tile_t     t;
     const float    *factors[PARTS];
@@ -437,6 +458,8 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
          tile += gridDim.x)
     {
         last = 0;
+        from = gemm_slice(a, t.slice, blocks);
+        to = gemm_slice(a, t.slice + 1, blocks);
 
 #pragma unroll
         for (part = 0; part < PARTS; part++) {
@@ -448,11 +471,11 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
             if (TYPE == GEMM_FP8) {
                 factors[part] = m[t.group].scale + (size_t) (t.col / 128)
                                                    * m[t.group].ld_scale;
-                next[part] = factors[part][0];
+                next[part] = factors[part][from];
             }
         }
 
-        for (block = 0; block < blocks; block++) {
+        for (block = from; block < to; block++) {
             x = ring + s * shape::stage;
             w = x + shape::x;
 
@@ -460,7 +483,7 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
             for (part = 0; part < PARTS; part++) {
                 factor[part] = next[part];
 
-                if (TYPE == GEMM_FP8 && block + 1 < blocks) {
+                if (TYPE == GEMM_FP8 && block + 1 < to) {
                     next[part] = factors[part][block + 1];
                 }
             }
@@ -474,7 +497,7 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
                 for (part = 0; part < PARTS; part++) {
                     gemm_bf16<NT>(d[part],
                                   w + part * shape::w + group * 8192, x,
-                                  block == 0);
+                                  block == from);
                 }
 
                 cu_wgmma_commit();
@@ -483,7 +506,7 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
 
                 cu_wgmma_wait<1>();
 
-                if (block > 0) {
+                if (block > from) {
                     gemm_release(&head->empty[last]);
                 }
 
@@ -494,7 +517,7 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
                                         w + part * shape::w + group * 8192, x,
                                         (const float *) (w + PARTS * shape::w)
                                         + t.row % 4,
-                                        factor[part], block == 0);
+                                        factor[part], block == from);
                 }
 
                 gemm_release(&head->empty[s]);
@@ -506,7 +529,7 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
                                       w + part * shape::w
                                       + warp * GEMM_CHUNK, x,
                                       (const float *) (w + PARTS * shape::w)
-                                      + t.row % 4, block == 0);
+                                      + t.row % 4, block == from);
                 }
 
                 gemm_release(&head->empty[s]);
@@ -534,13 +557,13 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
                     for (part = 0; part < PARTS; part++) {
                         gemm_int4<NT>(d[part], r[PARTS == 1 ? half : part],
                                       x + half * NT * 128,
-                                      block == 0 && half == 0);
+                                      block == from && half == 0);
                     }
 
                     cu_wgmma_commit();
                     cu_wgmma_wait<PARTS == 1 ? 1 : 0>();
 
-                    if (PARTS == 1 && block > 0 && half == 0) {
+                    if (PARTS == 1 && block > from && half == 0) {
                         gemm_release(&head->empty[last]);
                     }
                 }
@@ -566,6 +589,12 @@ gemm_compute(const gemm_args_t &a, gemm_head_t *head, const uint8_t *ring)
 #pragma unroll
         for (part = 0; part < PARTS; part++) {
             cu_wgmma_hold<NT>(d[part]);
+        }
+
+        if constexpr (NT <= 64) {
+            if (a.split > 1 && !gemm_join<NT, PARTS>(a, head, tile, d)) {
+                continue;
+            }
         }
 
         if constexpr (PARTS == 1) {
@@ -669,11 +698,14 @@ gemm_launch(const cu_gemm_t *p, const gemm_launch_t *l)
     a.m_up = p->m_up;
     a.maps_up = p->maps_up;
     a.act = p->act;
+    a.split = l->split;
+    a.count = (uint32_t *) p->room;
+    a.part = (float *) p->room + CU_GEMM_TILES;
 
     /* there cannot be more */
 
     tiles = ((uint64_t) p->g.rows / NT + p->g.groups)
-            * ((p->g.n + GEMM_N - 1) / GEMM_N);
+            * ((p->g.n + GEMM_N - 1) / GEMM_N) * l->split;
     most = l->blocks * shape::blocks;
     tiles = (tiles < most) ? tiles : most;
 

@@ -42,12 +42,26 @@ extern "C" {
 #define CU_GEMM_FIXED   64           /* rows of a tile */
 
 /*
+ * Blocks that may be at work on parts of K, and bytes of device memory for
+ * their sums: counters of tiles, then 64 rows by 128 outputs of two matrices.
+ */
+#define CU_GEMM_TILES   1024
+#define CU_GEMM_SPLIT   160
+#define CU_GEMM_ROOM    (CU_GEMM_TILES * 4                                    \
+                         + (size_t) CU_GEMM_SPLIT * 2 * 64 * 128 * 4)
+
+/*
  * `g` as cu_mm_grouped_simple() takes it; g.offset NULL: one group of g.rows
  * rows.  `maps` [groups], in the device's memory, are what cu_gemm_map() made
  * of the matrices (not for INT4; with one group NULL, and `map` is used).
  * `tile`: 0, or the rows of a tile (8, 16, 32, 64, 128; the last one not for
  * INT4 with x in FP8).  `narrow`: y is BF16; `add`: adds to y; both only with
  * y, not with py.  x.scale says whether x is in FP8.
+ *
+ * `room`, with one group and `tile` 0: CU_GEMM_ROOM bytes, zero when they are
+ * first used, of one stream.  Where there are fewer tiles than multiprocessors
+ * several take parts of K then, whose sums are added in their order; how many
+ * depends on the number of rows.
  *
  * With `m_up`, matrices of the same shape and type, the results of m and m_up
  * become silu(m x) * (m_up x) and go to `act` as the next product wants them,
@@ -62,6 +76,7 @@ typedef struct {
     uint32_t             tile;
     int                  narrow;
     int                  add;
+    void                *room;
 
     const cu_matrix_t   *m_up;
     const CUtensorMap   *maps_up;
@@ -84,7 +99,7 @@ uint32_t cu_gemm_tile(const cu_gemm_t *p);
  * itself `m` in the device's memory.  As cu_mm_simple(), but batch is 1.
  */
 int cu_gemm(const cu_mm_t *p, const cu_matrix_t *m, uint32_t tile,
-    void *stream);
+    void *room, void *stream);
 
 #ifdef __cplusplus
 }

@@ -15,6 +15,7 @@ typedef struct {
     CUtensorMap   scale;             /* of x in FP8 */
     uint32_t      tile;
     uint32_t      blocks;            /* multiprocessors */
+    uint32_t      split;             /* blocks of a tile */
     void         *stream;
 } gemm_launch_t;
 

@@ -7,6 +7,66 @@
 #define CU_GEMM_STORE_CUH
 
 
+/*
+ * The sums of a tile's blocks become one, in their order, in the last block
+ * that is done: whether this is it.  `index` is the block's, of all.
+ */
+
+template <int NT, int PARTS>
+static __device__ __forceinline__ int
+gemm_join(const gemm_args_t &a, gemm_head_t *head, uint32_t index,
+    float (*d)[NT / 2])
+{
+    constexpr uint32_t  sums = PARTS * NT / 2;
+
+    uint32_t      i, k;
+    float        *mine;
+    const float  *all;
+
+    mine = a.part + (size_t) index * sums * 256 + threadIdx.x;
+
+#pragma unroll
+    for (i = 0; i < sums; i++) {
+        mine[256 * i] = d[i / (NT / 2)][i % (NT / 2)];
+    }
+
+    __threadfence();
+    cu_named_sync(2, 256);
+
+    if (threadIdx.x == 0) {
+        head->last = cu_add_acq_rel_gpu(&a.count[index / a.split], 1)
+                     == a.split - 1;
+
+        if (head->last) {
+            a.count[index / a.split] = 0;
+        }
+    }
+
+    cu_named_sync(2, 256);
+
+    if (!head->last) {
+        return 0;
+    }
+
+    all = a.part + (size_t) (index / a.split) * a.split * sums * 256
+          + threadIdx.x;
+
+    for (k = 0; k < a.split; k++) {
+
+#pragma unroll
+        for (i = 0; i < sums; i++) {
+            float  &sum = d[i / (NT / 2)][i % (NT / 2)];
+
+            sum = (k == 0) ? all[256 * i] : sum + all[256 * i];
+        }
+
+        all += sums * 256;
+    }
+
+    return 1;
+}
+
+
 static __device__ __forceinline__ void
 gemm_put(const gemm_args_t &a, uint32_t row, uint32_t col, float v)
 {
