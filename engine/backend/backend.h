@@ -199,7 +199,7 @@ typedef struct {
     uint32_t             n_experts;
     const uint32_t      *offset;     /* [n_experts + 1] */
     const float *const  *x;
-    float *const        *y;
+    float *const        *y;          /* NULL: peer_return() has the results */
     uint32_t             max;
     const uint32_t      *row;        /* not NULL: pair p reads row[p] of what
                                         peer_send() brought, and x is NULL */

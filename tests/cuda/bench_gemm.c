@@ -348,7 +348,7 @@ bench(const shape_t *s, cu_mm_type_t type, int fp8, const ceiling_t *c)
                       (size_t) rows * s->k * (fp8 ? 1 : 2));
     p.maps = maps;
     p.type = type;
-    p.narrow = !s->decode;
+    p.g.narrow = !s->decode;
 
     if (fp8) {
         p.g.x.scale = scales((size_t) blocks * p.g.x.ld_scale);

@@ -1,7 +1,7 @@
 /*
  * Dispatch and combine between ranks that share a GPU, at the width of V3,
- * without the experts between them: time of a layer, and bytes read and
- * written by that against a copy on the same device.
+ * without the experts between them, and the sums at home: time of a layer, and
+ * bytes read and written by that against a copy on the same device.
  */
 
 #include <pthread.h>
@@ -93,8 +93,8 @@ choose(rank_t *r, int32_t *id)
     p = ep_map_placement(r->map);
     state = r->rank + 1;
     row = r->fp8 ? HIDDEN + HIDDEN / 128 * 4 : HIDDEN * 2;
-    each = HIDDEN * (4 + 2) + HIDDEN * (2 + 4);
-    r->bytes = 0;
+    each = HIDDEN * (2 + 2) + HIDDEN * 2;      /* returned, combined */
+    r->bytes = 8.0 * HIDDEN * r->rows;
 
     for (i = 0; i < r->rows; i++) {
         ranks = 0;
@@ -116,12 +116,20 @@ choose(rank_t *r, int32_t *id)
 
 
 static int
-layer(rank_t *r, const ep_send_t *send)
+layer(rank_t *r, const ep_send_t *send, const float *weight)
 {
     be_pairs_t  pairs;
 
-    return r->ex->dispatch(r->ex, send, &pairs, r->err) != 0
-           || r->ex->combine(r->ex, r->err) != 0 ? -1 : 0;
+    if (r->ex->dispatch(r->ex, send, &pairs, r->err) != 0
+        || r->ex->combine(r->ex, r->err) != 0)
+    {
+        return -1;
+    }
+
+    send->be->combine(send->be, send->contrib, weight, r->rows, TOP_K, HIDDEN,
+                      (float *) (uintptr_t) send->x);
+
+    return 0;
 }
 
 
@@ -130,7 +138,7 @@ run(void *arg)
 {
     be_t          *be;
     void          *data;
-    float         *scale;
+    float         *scale, *weight;
     double         began;
     size_t         copies;
     rank_t        *r = arg;
@@ -180,7 +188,11 @@ run(void *arg)
     send.contrib = be->alloc(be, (size_t) r->rows * TOP_K * HIDDEN
                                  * sizeof(float));
 
-    if (send.x == NULL || send.id == NULL || send.contrib == NULL) {
+    weight = be->alloc(be, (size_t) r->rows * TOP_K * sizeof(float));
+
+    if (send.x == NULL || send.id == NULL || send.contrib == NULL
+        || weight == NULL)
+    {
         snprintf(r->err, ERR_LEN, "no memory");
         goto failed;
     }
@@ -203,7 +215,7 @@ run(void *arg)
             began = now();
         }
 
-        if (layer(r, &send) != 0) {
+        if (layer(r, &send, weight) != 0) {
             goto failed;
         }
     }
@@ -218,6 +230,7 @@ run(void *arg)
     be->free(be, (void *) (uintptr_t) send.x);
     be->free(be, (void *) (uintptr_t) send.id);
     be->free(be, send.contrib);
+    be->free(be, weight);
     be->weight_free(be, mlp.w1);
     be->close(be);
     free(id);

@@ -503,7 +503,10 @@ cuda_download(be_t *be, void *dst, const void *src, size_t size)
 
     cuda = (be_cuda_t *) be;
 
-    if (size == 0 || be_cuda_enter(cuda) != 0 || be_cuda_settle(cuda) != 0) {
+    if (size == 0 || be_cuda_enter(cuda) != 0
+        || (cuda->peer != NULL && be_cuda_peer_home(cuda->peer, src) != 0)
+        || be_cuda_settle(cuda) != 0)
+    {
         return;
     }
 

@@ -393,6 +393,18 @@ int be_cuda_peer_take(be_cuda_t *cuda, const be_pairs_t *pairs,
 int be_cuda_peer_far(const be_peer_t *p);
 int be_cuda_peer_wait(be_peer_t *p);
 
+/*
+ * Where the contributions of the last peer_collect() to `contrib` are, in BF16,
+ * or NULL: they are in `contrib`.
+ */
+const uint16_t *be_cuda_peer_inbox(const be_peer_t *p, const float *contrib);
+
+/* Before `x` is read: brings them there, if it is of them.  0, or -1. */
+int be_cuda_peer_home(be_peer_t *p, const float *x);
+
+/* The memory of its experts' results, in the order of pairs; NULL: theirs. */
+uint16_t *be_cuda_peer_stage(const be_peer_t *p);
+
 /* Placements are others now. */
 void be_cuda_peer_forget(be_cuda_t *cuda);
 

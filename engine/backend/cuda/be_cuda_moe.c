@@ -309,6 +309,14 @@ be_cuda_experts(be_t *be, const be_mlp_t *mlp, const be_pairs_t *pairs)
     g.y = NULL;
     g.py = p.y;
 
+    /* what goes to other ranks does so in BF16 */
+
+    if (p.y == NULL) {
+        g.y = (float *) (void *) be_cuda_peer_stage(cuda->peer);
+        g.ldy = m->n;
+        g.narrow = 1;
+    }
+
     (void) moe_products(cuda, all, 2, m->type, &g);
 }
 

@@ -441,7 +441,9 @@ void
 be_cuda_combine(be_t *be, const float *c, const float *weight, uint32_t rows,
     uint32_t top_k, uint32_t hidden, float *x)
 {
-    be_cuda_t  *cuda;
+    int              rc;
+    be_cuda_t       *cuda;
+    const uint16_t  *inbox;
 
     cuda = (be_cuda_t *) be;
 
@@ -450,8 +452,13 @@ be_cuda_combine(be_t *be, const float *c, const float *weight, uint32_t rows,
     }
 
     be_cuda_wrote(cuda, x);
-    (void) be_cuda_check(cuda, cu_combine(c, weight, rows, top_k, hidden, x,
-                                          cuda->stream), "combine");
+    inbox = (cuda->peer != NULL) ? be_cuda_peer_inbox(cuda->peer, c) : NULL;
+
+    rc = (inbox != NULL)
+         ? cu_combine_bf16(inbox, weight, rows, top_k, hidden, x, cuda->stream)
+         : cu_combine(c, weight, rows, top_k, hidden, x, cuda->stream);
+
+    (void) be_cuda_check(cuda, rc, "combine");
 }
 
 

@@ -303,6 +303,7 @@ be_cuda_peer_send(be_t *be, be_peer_t *const *all, const be_peer_send_t *send)
     s.slot = place->slot;
     s.load = send->load;
     p->slots = send->slots;
+    p->home = NULL;
     p->e.most = send->most;
 
     peer_table(p, all, NULL, &to);
@@ -489,7 +490,7 @@ be_cuda_peer_pairs(be_t *be, be_peer_t *const *all,
 
     if (m != NULL && !p->opt.exact) {
         p->stage = be_cuda_scratch(cuda, CUDA_PAIRS_Y,
-                                   max * p->opt.hidden * sizeof(float));
+                                   max * p->opt.hidden * sizeof(uint16_t));
     }
 
     if (m == NULL || (p->stage == NULL && !p->opt.exact) || cuda->failed
@@ -503,7 +504,6 @@ be_cuda_peer_pairs(be_t *be, be_peer_t *const *all,
     s.row = (uint32_t *) (void *) (m + at);
     s.y = (float **) (void *) (m + at + each);
     s.to = (uint16_t **) (void *) (s.y + max);
-    s.stage = p->stage;
 
     p->max = (uint32_t) max;
     p->offset = s.offset;
@@ -511,7 +511,7 @@ be_cuda_peer_pairs(be_t *be, be_peer_t *const *all,
 
     pairs->offset = s.offset;
     pairs->row = s.row;
-    pairs->y = s.y;
+    pairs->y = p->opt.exact ? s.y : NULL;
 
     peer_table(p, all, sends, &peers);
 
@@ -593,9 +593,45 @@ be_cuda_peer_collect(be_t *be, be_peer_t *const *all,
         return;
     }
 
-    (void) be_cuda_check(cuda, cu_exchange_widen(&p->e, p->inbox,
-                                                 send->rows * p->opt.top_k,
-                                                 send->contrib, cuda->stream),
+    /* They stay where they came: combine() is what reads them. */
+
+    p->home = send->contrib;
+    p->home_pairs = send->rows * p->opt.top_k;
+}
+
+
+const uint16_t *
+be_cuda_peer_inbox(const be_peer_t *p, const float *contrib)
+{
+    return (contrib == p->home) ? p->inbox : NULL;
+}
+
+
+uint16_t *
+be_cuda_peer_stage(const be_peer_t *p)
+{
+    return p->stage;
+}
+
+
+int
+be_cuda_peer_home(be_peer_t *p, const float *x)
+{
+    float  *home;
+
+    home = p->home;
+
+    if (home == NULL || x < home
+        || x >= home + (size_t) p->home_pairs * p->opt.hidden)
+    {
+        return 0;
+    }
+
+    p->home = NULL;
+
+    return be_cuda_check(p->cuda, cu_exchange_widen(&p->e, p->inbox,
+                                                    p->home_pairs, home,
+                                                    p->cuda->stream),
                          "combine");
 }
 

@@ -57,7 +57,9 @@ struct be_peer_s {
     uint32_t            max;         /* pairs here, at most */
     uint32_t           *offset;
     uint16_t          **to;
-    float              *stage;
+    uint16_t           *stage;       /* [max][hidden]; NULL: exact */
+    float              *home;        /* contributions to this are in inbox */
+    uint32_t            home_pairs;
 };
 
 

@@ -170,7 +170,6 @@ exchange_pairs(cu_exchange_t e, cu_peers_t peers, cu_exchange_pairs_t p)
                     p.y[before] = peers.contrib[r] + place;
 
                 } else {
-                    p.y[before] = p.stage + (size_t) before * e.hidden;
                     p.to[before] = peers.inbox[r] + place;
                 }
             }
@@ -234,12 +233,12 @@ cu_exchange_take(const cu_exchange_t *e, const uint8_t *x, const float *scale,
 
 
 static __global__ void
-exchange_return(cu_exchange_t e, const float *stage, uint16_t *const *to,
+exchange_return(cu_exchange_t e, const uint16_t *stage, uint16_t *const *to,
     const uint32_t *n)
 {
-    uint32_t      i;
-    uint16_t     *y;
-    const float  *x;
+    uint32_t         i;
+    uint16_t        *y;
+    const uint16_t  *x;
 
     if (blockIdx.x >= *n) {
         return;
@@ -248,25 +247,22 @@ exchange_return(cu_exchange_t e, const float *stage, uint16_t *const *to,
     x = stage + (size_t) blockIdx.x * e.hidden;
     y = to[blockIdx.x];
 
-    if (e.hidden % 4 != 0) {
+    if (e.hidden % 8 != 0) {
         for (i = threadIdx.x; i < e.hidden; i += EX_COPY) {
-            y[i] = cu_to_bf16(x[i]);
+            y[i] = x[i];
         }
 
         return;
     }
 
-    for (i = threadIdx.x * 4; i < e.hidden; i += EX_COPY * 4) {
-        *(ushort4 *) (y + i) = make_ushort4(cu_to_bf16(x[i]),
-                                            cu_to_bf16(x[i + 1]),
-                                            cu_to_bf16(x[i + 2]),
-                                            cu_to_bf16(x[i + 3]));
+    for (i = threadIdx.x * 8; i < e.hidden; i += EX_COPY * 8) {
+        *(uint4 *) (y + i) = *(const uint4 *) (x + i);
     }
 }
 
 
 int
-cu_exchange_return(const cu_exchange_t *e, const float *stage,
+cu_exchange_return(const cu_exchange_t *e, const uint16_t *stage,
     uint16_t *const *to, const uint32_t *n, uint32_t max, void *stream)
 {
     if (max == 0) {

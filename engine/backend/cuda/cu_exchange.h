@@ -85,8 +85,8 @@ int cu_exchange_send(const cu_exchange_t *e, const cu_peers_t *to,
 /*
  * Pairs that came, by slot and then home rank, row and k: those of slot s are
  * offset[s] … offset[s + 1] - 1, pair p is of row row[p] of x, its
- * contribution is made at y[p], and is to go to to[p].  With float32
- * contributions y[p] is the place at home; else it is stage + p * hidden.
+ * contribution is to go to to[p], BF16, or with float32 contributions is made
+ * where it belongs, at y[p].
  */
 
 typedef struct {
@@ -95,7 +95,6 @@ typedef struct {
     uint32_t   *row;
     float     **y;
     uint16_t  **to;
-    float      *stage;
 } cu_exchange_pairs_t;
 
 int cu_exchange_pairs(const cu_exchange_t *e, const cu_peers_t *peers,
@@ -106,8 +105,8 @@ int cu_exchange_take(const cu_exchange_t *e, const uint8_t *x,
     const float *scale, const uint32_t *row, const uint32_t *n, uint32_t max,
     const cu_act_t *act, void *stream);
 
-/* to[p] = stage[p], rounded to BF16; *n of at most `max` pairs. */
-int cu_exchange_return(const cu_exchange_t *e, const float *stage,
+/* to[p] = stage[p]; *n of at most `max` pairs. */
+int cu_exchange_return(const cu_exchange_t *e, const uint16_t *stage,
     uint16_t *const *to, const uint32_t *n, uint32_t max, void *stream);
 
 /* contrib[i] = inbox[i] of `pairs` pairs. */

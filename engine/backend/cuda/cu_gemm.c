@@ -117,7 +117,7 @@ cu_gemm(const cu_mm_t *p, const cu_matrix_t *m, uint32_t tile, void *room,
     g.type = p->m.type;
     g.tile = tile;
     g.room = room;
-    g.narrow = p->narrow;
+    g.g.narrow = p->narrow;
     g.add = p->add;
 
     if (p->m.type != CU_MM_INT4) {
@@ -187,7 +187,7 @@ gemm_possible(const cu_gemm_t *p)
                    && p->g.x.ld_scale >= p->g.rows))
            && (p->g.offset != NULL || p->g.groups == 1)
            && (p->type == CU_MM_INT4 || p->maps != NULL || p->g.groups == 1)
-           && (p->g.py == NULL || (!p->narrow && !p->add))
+           && (p->g.py == NULL || (!p->g.narrow && !p->add))
            && (p->m_up == NULL
                || (p->act.x != NULL
                    && fp8 == (p->act.scale != NULL)

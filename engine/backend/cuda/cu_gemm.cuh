@@ -693,7 +693,7 @@ gemm_launch(const cu_gemm_t *p, const gemm_launch_t *l)
     a.rows = p->g.rows;
     a.n = p->g.n;
     a.k = p->g.k;
-    a.narrow = p->narrow;
+    a.narrow = p->g.narrow;
     a.add = p->add;
     a.m_up = p->m_up;
     a.maps_up = p->maps_up;

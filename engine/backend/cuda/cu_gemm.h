@@ -55,8 +55,7 @@ extern "C" {
  * rows.  `maps` [groups], in the device's memory, are what cu_gemm_map() made
  * of the matrices (not for INT4; with one group NULL, and `map` is used).
  * `tile`: 0, or the rows of a tile (8, 16, 32, 64, 128; the last one not for
- * INT4 with x in FP8).  `narrow`: y is BF16; `add`: adds to y; both only with
- * y, not with py.  x.scale says whether x is in FP8.
+ * INT4 with x in FP8).  `add`: adds to y; not with py.  x.scale says whether x is in FP8.
  *
  * `room`, with one group and `tile` 0: CU_GEMM_ROOM bytes, zero when they are
  * first used, of one stream.  Where there are fewer tiles than multiprocessors
@@ -74,7 +73,6 @@ typedef struct {
     CUtensorMap          map;
     cu_mm_type_t         type;
     uint32_t             tile;
-    int                  narrow;
     int                  add;
     void                *room;
 

@@ -191,7 +191,7 @@ cu_mm_simple(const cu_mm_t *p, void *stream)
 static __global__ void
 mm_grouped(cu_mm_grouped_t p)
 {
-    float     *y;
+    float     *y, v;
     uint32_t   row, col, low, high, mid;
 
     row = blockIdx.x;
@@ -215,8 +215,15 @@ mm_grouped(cu_mm_grouped_t p)
         }
     }
 
+    v = mm_dot(p.m[low], p.x, row, col);
+
+    if (p.narrow) {
+        ((uint16_t *) p.y)[row * p.ldy + col] = cu_to_bf16(v);
+        return;
+    }
+
     y = (p.py != NULL) ? p.py[row] : p.y + row * p.ldy;
-    y[col] = mm_dot(p.m[low], p.x, row, col);
+    y[col] = v;
 }
 
 

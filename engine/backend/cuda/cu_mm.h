@@ -76,6 +76,7 @@ typedef struct {
     float              *y;
     float *const       *py;
     size_t              ldy;
+    int                 narrow;      /* y is BF16, not with py */
 } cu_mm_grouped_t;
 
 

@@ -258,9 +258,24 @@ cu_act(const cu_src_t *src, const cu_act_t *act, void *stream)
 
 /* --- combine -------------------------------------------------------------- */
 
+static __device__ __forceinline__ float
+rows_wide(float x)
+{
+    return x;
+}
+
+
+static __device__ __forceinline__ float
+rows_wide(uint16_t x)
+{
+    return cu_from_bf16(x);
+}
+
+
+template <typename T>
 static __global__ void
-rows_combine(const float *c, const float *weight, uint32_t top_k,
-    uint32_t dim, float *x)
+rows_combine(const T *c, const float *weight, uint32_t top_k, uint32_t dim,
+    float *x)
 {
     float     sum;
     uint32_t  i, k;
@@ -277,10 +292,84 @@ rows_combine(const float *c, const float *weight, uint32_t top_k,
     sum = x[i];
 
     for (k = 0; k < top_k; k++) {
-        sum = fmaf(weight[k], c[(size_t) k * dim + i], sum);
+        sum = fmaf(weight[k], rows_wide(c[(size_t) k * dim + i]), sum);
     }
 
     x[i] = sum;
+}
+
+
+/* The same of four neighbours, of eight contributions at a time. */
+
+template <typename T, typename T4>
+static __global__ void
+rows_combine_4(const T *c, const float *weight, uint32_t top_k, uint32_t dim,
+    float *x)
+{
+    float     w;
+    float4    sum;
+    uint32_t  i, k, n, j;
+    T4        v[8];
+
+    i = blockIdx.y * ROWS_THREADS + threadIdx.x;
+
+    if (i >= dim / 4) {
+        return;
+    }
+
+    c += (size_t) blockIdx.x * top_k * dim;
+    weight += (size_t) blockIdx.x * top_k;
+    x += (size_t) blockIdx.x * dim;
+    sum = ((float4 *) x)[i];
+
+    for (k = 0; k < top_k; k += 8) {
+        n = (top_k - k < 8) ? top_k - k : 8;
+
+#pragma unroll
+        for (j = 0; j < 8; j++) {
+            if (j < n) {
+                v[j] = ((const T4 *) (c + (size_t) (k + j) * dim))[i];
+            }
+        }
+
+#pragma unroll
+        for (j = 0; j < 8; j++) {
+            if (j < n) {
+                w = weight[k + j];
+                sum.x = fmaf(w, rows_wide((T) v[j].x), sum.x);
+                sum.y = fmaf(w, rows_wide((T) v[j].y), sum.y);
+                sum.z = fmaf(w, rows_wide((T) v[j].z), sum.z);
+                sum.w = fmaf(w, rows_wide((T) v[j].w), sum.w);
+            }
+        }
+    }
+
+    ((float4 *) x)[i] = sum;
+}
+
+
+template <typename T, typename T4>
+static int
+rows_launch_combine(const T *c, const float *weight, uint32_t rows,
+    uint32_t top_k, uint32_t dim, float *x, void *stream)
+{
+    dim3  grid;
+
+    if (rows == 0) {
+        return 0;
+    }
+
+    if (dim % 4 == 0 && (uintptr_t) c % 16 == 0 && (uintptr_t) x % 16 == 0) {
+        grid = dim3(rows, (dim / 4 + ROWS_THREADS - 1) / ROWS_THREADS);
+
+        return CU_LAUNCH((rows_combine_4<T, T4>), grid, dim3(ROWS_THREADS), 0,
+                         (cudaStream_t) stream, c, weight, top_k, dim, x);
+    }
+
+    grid = dim3(rows, (dim + ROWS_THREADS - 1) / ROWS_THREADS);
+
+    return CU_LAUNCH(rows_combine<T>, grid, dim3(ROWS_THREADS), 0,
+                     (cudaStream_t) stream, c, weight, top_k, dim, x);
 }
 
 
@@ -288,12 +377,15 @@ int
 cu_combine(const float *c, const float *weight, uint32_t rows,
     uint32_t top_k, uint32_t dim, float *x, void *stream)
 {
-    if (rows == 0) {
-        return 0;
-    }
+    return rows_launch_combine<float, float4>(c, weight, rows, top_k, dim, x,
+                                              stream);
+}
 
-    return CU_LAUNCH(rows_combine,
-                     dim3(rows, (dim + ROWS_THREADS - 1) / ROWS_THREADS),
-                     dim3(ROWS_THREADS), 0, (cudaStream_t) stream, c, weight,
-                     top_k, dim, x);
+
+int
+cu_combine_bf16(const uint16_t *c, const float *weight, uint32_t rows,
+    uint32_t top_k, uint32_t dim, float *x, void *stream)
+{
+    return rows_launch_combine<uint16_t, ushort4>(c, weight, rows, top_k, dim,
+                                                  x, stream);
 }

@@ -97,6 +97,10 @@ int cu_act(const cu_src_t *src, const cu_act_t *act, void *stream);
 int cu_combine(const float *c, const float *weight, uint32_t rows,
     uint32_t top_k, uint32_t dim, float *x, void *stream);
 
+/* The same of contributions in BF16. */
+int cu_combine_bf16(const uint16_t *c, const float *weight, uint32_t rows,
+    uint32_t top_k, uint32_t dim, float *x, void *stream);
+
 
 #ifdef __cplusplus
 }
