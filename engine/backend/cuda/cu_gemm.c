@@ -133,8 +133,7 @@ cu_gemm(const cu_mm_t *p, const cu_matrix_t *m, uint32_t tile, void *room,
 
 
 /*
- * Few tiles leave most of the device idle: K is cut then, into slices of at
- * least two of a stage's blocks.
+ * Few tiles leave most of the device idle: K is cut then.
  */
 
 static void
@@ -156,8 +155,13 @@ gemm_split(const cu_gemm_t *p, gemm_launch_t *l)
     most = (l->blocks < CU_GEMM_SPLIT) ? l->blocks : CU_GEMM_SPLIT;
     split = (tiles < most) ? most / tiles : 1;
     split = (split < GEMM_SLICES) ? split : GEMM_SLICES;
-    most = p->g.k / (2 * (p->type == CU_MM_BF16 ? 64 : 128));
-    split = (split < most) ? split : most;
+    most = p->g.k / (p->type == CU_MM_BF16 ? 64 : 128);
+
+    /* A slice more to be added takes about as long as a stage of K. */
+
+    while (split > 1 && split * split > most) {
+        split--;
+    }
 
     if (split > 1) {
         l->split = split;

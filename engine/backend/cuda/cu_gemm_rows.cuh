@@ -105,6 +105,38 @@ rows_turn(uint32_t *v, uint32_t lane)
 }
 
 
+/* A row's sums, every other two of `d`, to what is there; loads first. */
+
+static __device__ __forceinline__ void
+rows_store_add(const gemm_args_t &a, const gemm_tile_t &t, const float *d,
+    uint32_t row)
+{
+    int       i;
+    float    *f;
+    float2    old[16];
+    uint32_t  col;
+
+    f = a.y + (size_t) (t.row + row) * a.ldy;
+
+#pragma unroll
+    for (i = 0; i < 16; i++) {
+        col = t.col + 8 * i + 2 * (threadIdx.x % 4);
+        old[i] = (col < a.n) ? *(const float2 *) (f + col)
+                             : make_float2(0.0f, 0.0f);
+    }
+
+#pragma unroll
+    for (i = 0; i < 16; i++) {
+        col = t.col + 8 * i + 2 * (threadIdx.x % 4);
+
+        if (col < a.n) {
+            *(float2 *) (f + col) = make_float2(old[i].x + d[4 * i],
+                                                old[i].y + d[4 * i + 1]);
+        }
+    }
+}
+
+
 /* y, of one matrix. */
 
 static __device__ __forceinline__ void
@@ -145,6 +177,11 @@ rows_store(const gemm_args_t &a, const gemm_tile_t &t, const float *d,
         }
 
         if (row >= t.count) {
+            continue;
+        }
+
+        if (a.add && !a.narrow && a.ldy % 2 == 0 && a.n % 2 == 0) {
+            rows_store_add(a, t, d + 2 * k, row);
             continue;
         }
 

@@ -51,16 +51,19 @@ gemm_join(const gemm_args_t &a, gemm_head_t *head, uint32_t index,
     all = a.part + (size_t) (index / a.split) * a.split * sums * 256
           + threadIdx.x;
 
-    for (k = 0; k < a.split; k++) {
+#pragma unroll
+    for (i = 0; i < sums; i++) {
+        d[i / (NT / 2)][i % (NT / 2)] = all[256 * i];
+    }
+
+#pragma unroll 2
+    for (k = 1; k < a.split; k++) {
+        all += sums * 256;
 
 #pragma unroll
         for (i = 0; i < sums; i++) {
-            float  &sum = d[i / (NT / 2)][i % (NT / 2)];
-
-            sum = (k == 0) ? all[256 * i] : sum + all[256 * i];
+            d[i / (NT / 2)][i % (NT / 2)] += all[256 * i];
         }
-
-        all += sums * 256;
     }
 
     return 1;
@@ -93,10 +96,45 @@ template <int NT>
 static __device__ __forceinline__ void
 gemm_store(const gemm_args_t &a, const gemm_tile_t &t, const float *d)
 {
-    int       i;
+    constexpr int  some = (NT / 2 < 16) ? NT / 2 : 16;
+
+    int       i, k;
+    float    *y;
+    float     old[some];
     uint32_t  col, row;
 
     col = t.col + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+
+    /* Loads first, many at a time: one behind another they take too long. */
+
+    if (a.add && !a.narrow) {
+
+#pragma unroll
+        for (k = 0; k < NT / 2; k += some) {
+
+#pragma unroll
+            for (i = k; i < k + some; i++) {
+                row = 8 * (i / 4) + 2 * (threadIdx.x % 4) + i % 2;
+                y = a.y + (size_t) (t.row + row) * a.ldy + col
+                    + 8 * (i / 2 % 2);
+                old[i - k] = (row < t.count && col + 8 * (i / 2 % 2) < a.n)
+                             ? *y : 0.0f;
+            }
+
+#pragma unroll
+            for (i = k; i < k + some; i++) {
+                row = 8 * (i / 4) + 2 * (threadIdx.x % 4) + i % 2;
+                y = a.y + (size_t) (t.row + row) * a.ldy + col
+                    + 8 * (i / 2 % 2);
+
+                if (row < t.count && col + 8 * (i / 2 % 2) < a.n) {
+                    *y = old[i - k] + d[i];
+                }
+            }
+        }
+
+        return;
+    }
 
 #pragma unroll
     for (i = 0; i < NT / 2; i++) {
