@@ -4,6 +4,7 @@
 #
 #     build/gpu/check.sh      make check-gpu
 #     build/gpu/bench.sh      make bench-gpu
+#     build/gpu/e2e.sh        V2-Lite's sizes, through nginx
 #
 # tests/cuda/gpu_*.c and bench_*.c (or .cc) are its programs.  Libraries are
 # linked statically where Debian has them so, the others are carried.
@@ -12,6 +13,7 @@ GPU      := $(BUILD)/gpu
 GPU_SRC  := $(sort $(wildcard tests/cuda/gpu_*.c tests/cuda/gpu_*.cc \
               tests/cuda/bench_*.c tests/cuda/bench_*.cc))
 GPU_BIN  := $(basename $(GPU_SRC:tests/cuda/%=$(GPU)/bin/%))
+GPU_NGINX = $(or $(wildcard /usr/sbin/nginx),$(shell command -v nginx))
 GPU_INC   = -Itests -Itests/unit -isystem $(strip $(CUDA_HOME))/include
 GPU_LINK  = $(LDFLAGS) '-Wl,-rpath,$$ORIGIN/../lib' -o $@ $(1) \
             $(BUILD)/libllm.a $(CUDA_LIBS) -lcjson -lcmocka \
@@ -43,7 +45,8 @@ $(GPU)/bin/%: tests/cuda/%.cc $(CUDA_OBJ) $(BUILD)/libllm.a
 tests: $(GPU_BIN)
 
 .PHONY: gpu-bundle
-gpu-bundle: $(GPU)/bin/llm-engine $(GPU_BIN)
+gpu-bundle: $(GPU)/bin/llm-engine $(GPU_BIN) $(BUILD)/tests/bench/sse_load \
+            $(BUILD)/ngx_http_llm_module.so
 	@rm -rf $(GPU)/lib
 	@mkdir -p $(GPU)/lib $(GPU)/reference $(GPU)/wordnet-tiny
 	@for l in cjson cmocka; do \
@@ -54,8 +57,17 @@ gpu-bundle: $(GPU)/bin/llm-engine $(GPU_BIN)
 	@cp tests/reference/*.py $(GPU)/reference/
 	@cp engine/models/wordnet-tiny/*.json \
 	    engine/models/wordnet-tiny/*.safetensors $(GPU)/wordnet-tiny/
-	@cp tests/cuda/check.sh tests/cuda/bench.sh $(GPU)/
-	@strip -g $(GPU)/bin/*
+	@cp tests/cuda/check.sh tests/cuda/bench.sh tests/cuda/libraries.sh $(GPU)/
+	@cp tests/cuda/e2e.sh tests/cuda/e2e.py $(GPU)/
+	@cp $(BUILD)/tests/bench/sse_load $(GPU)/bin/
+	@rm -rf $(GPU)/nginx
+	@mkdir -p $(GPU)/nginx
+	@cp $(BUILD)/ngx_http_llm_module.so $(GPU)/nginx/
+	@cp $(GPU_NGINX) $(GPU)/nginx/nginx
+	@cp -L $$(ldd $(GPU_NGINX) $(BUILD)/ngx_http_llm_module.so \
+	    | awk '$$3 ~ "lib(crypt|crypto|ssl|pcre2-8|z|cjson|xxhash)\\.so" { print $$3 }' \
+	    | sort -u) $(GPU)/nginx/
+	@strip -g $(GPU)/bin/* $(GPU)/nginx/*
 	@du -sh $(GPU)
 	@test $$(du -sm $(GPU) | cut -f1) -le 60
 

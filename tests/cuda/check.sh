@@ -12,14 +12,7 @@
 here=$(cd "$(dirname "$0")" && pwd) || exit 1
 cd "$here" || exit 1
 
-# cuBLASLt where toolkits and python packages put it
-for d in /usr/local/cuda/lib64 /usr/local/cuda/targets/x86_64-linux/lib \
-    $(python3 -c 'import site; print(*site.getsitepackages())' 2>/dev/null \
-      | tr ' ' '\n' | sed 's,$,/nvidia/*/lib,')
-do
-    [ -d "$d" ] && LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$d
-done
-export LD_LIBRARY_PATH
+. ./libraries.sh
 
 if [ "$1" = answer ]; then
     a=$(bin/llm-engine generate --model wordnet-tiny --backend cuda \

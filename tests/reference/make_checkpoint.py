@@ -19,6 +19,7 @@ of about two.
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -164,7 +165,7 @@ def split_shards(plan, shards):
     return parts + [part]
 
 
-def write_shard(path, part, order, config, seed):
+def write_shard(path, part, order, config, seed, quick=False):
     # Sorted by element size, as the usual writer does, every tensor is
     # aligned to its type; by name, most are not.
     part = sorted(part, key=lambda t: t[0] if order == 'name'
@@ -179,8 +180,36 @@ def write_shard(path, part, order, config, seed):
     text += b' ' * (-len(text) % 8)
     with open(path, 'wb') as f:
         f.write(len(text).to_bytes(8, 'little') + text)
+        pools = {}
         for name, dtype, shape in part:
-            f.write(tensor_bytes(config, name, dtype, shape, seed))
+            if quick:
+                write_quick(f, pools, config, name, dtype, shape, seed)
+            else:
+                f.write(tensor_bytes(config, name, dtype, shape, seed))
+
+
+# With --quick a large matrix is so many numbers, over and over.
+POOL = 1 << 23
+
+
+def write_quick(f, pools, config, name, dtype, shape, seed):
+    """One tensor, large matrices out of `pools`, by deviation."""
+    size = size_of(dtype, shape)
+    if dtype != 'BF16' or len(shape) != 2 or size < 1 << 20:
+        f.write(tensor_bytes(config, name, dtype, shape, seed))
+        return
+    gain = 1.0 if name.endswith('embed_tokens.weight') else \
+        GAINS.get(name.split('.')[-2], 1.0) / np.sqrt(shape[1])
+    if gain not in pools:
+        values = rng_of(seed, 'pool').standard_normal(POOL, np.float32)
+        pools[gain] = numerics.bf16_encode(values * np.float32(gain)).tobytes()
+    pool = memoryview(pools[gain])
+    at = zlib.crc32(name.encode()) % POOL * 2
+    while size > 0:
+        piece = pool[at:at + size]
+        f.write(piece)
+        size -= len(piece)
+        at = 0
 
 
 def write_json(path, value):
@@ -201,7 +230,7 @@ def write_tokenizer(out, config, seed, copied):
 
 def write_checkpoint(out, config, seed=1, shards=2, dtype='bf16',
                      order='dtype', copied_tokenizer=None, drafts=None,
-                     backwards=False):
+                     backwards=False, quick=False):
     """Writes the directory `out`; older shards in it are removed."""
     os.makedirs(out, exist_ok=True)
     for name in os.listdir(out):
@@ -218,9 +247,20 @@ def write_checkpoint(out, config, seed=1, shards=2, dtype='bf16',
     if backwards:
         names.reverse()
     weight_map = {}
+    children = []
     for file, part in zip(names, parts):
-        write_shard(os.path.join(out, file), part, order, values, seed)
+        args = (os.path.join(out, file), part, order, values, seed, quick)
+        if quick:
+            children.append(multiprocessing.Process(target=write_shard,
+                                                    args=args))
+            children[-1].start()
+        else:
+            write_shard(*args)
         weight_map.update((name, file) for name, _, _ in part)
+    for child in children:
+        child.join()
+        if child.exitcode != 0:
+            raise SystemExit(f'{out}: a shard was not written')
     if len(parts) > 1:
         total = sum(size_of(d, s) for _, d, s in plan)
         write_json(os.path.join(out, 'model.safetensors.index.json'),
@@ -268,6 +308,10 @@ def main():
                         'them with 0, fewer with more; above 1 hardly any')
     parser.add_argument('--tokenizer', metavar='DIR',
                         help='copy the tokenizer of DIR')
+    parser.add_argument('--quick', action='store_true',
+                        help='for sizes that matter and values that do not: '
+                        'large matrices repeat their numbers, each shard has '
+                        'a process')
     parser.add_argument('--break', dest='kind', metavar='KIND',
                         help='write a defective checkpoint; list, all')
     parser.add_argument('--skew', type=float, default=SKEW, metavar='X',
@@ -297,7 +341,8 @@ def main():
     if args.vocab:
         config['vocab_size'] = args.vocab
     write_checkpoint(args.out, config, args.seed, max(args.shards, 1),
-                     args.dtype, args.order, args.tokenizer, args.drafts)
+                     args.dtype, args.order, args.tokenizer, args.drafts,
+                     quick=args.quick)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
 """The styles of random checkpoints: config.json and the tensors it implies.
 
 Dimensions are awkward on purpose: no multiples of 16, some odd, groups and
-blocks that end ragged. `bench` and `h130` have the sizes of the measured
-models instead.
+blocks that end ragged. `bench`, `h130` and `full-v2lite` have the sizes of the
+measured models instead.
 """
 
 import copy
@@ -99,6 +99,15 @@ BENCH = {**V3,
 H130 = {**BENCH, 'kv_lora_rank': 512, 'qk_nope_head_dim': 128,
         'qk_rope_head_dim': 64, 'v_head_dim': 128}
 
+# As published, 15.7 billion parameters, 31 GB.
+FULL_V2LITE = {**V2LITE,
+               'hidden_size': 2048, 'intermediate_size': 10944,
+               'moe_intermediate_size': 1408, 'num_hidden_layers': 27,
+               'num_attention_heads': 16, 'num_key_value_heads': 16,
+               'kv_lora_rank': 512, 'qk_nope_head_dim': 128,
+               'qk_rope_head_dim': 64, 'v_head_dim': 128,
+               'n_routed_experts': 64, 'vocab_size': 102400}
+
 STYLES = {
     'v3': (V3, 'DeepSeek-V3: q_lora, sigmoid, noaux_tc, groups, YaRN, MTP'),
     'v2lite': (V2LITE, 'V2-Lite: no q_lora, softmax, greedy, odd sizes'),
@@ -107,6 +116,7 @@ STYLES = {
     'k2': (K2, 'Kimi K2: one group of many experts, YaRN with one beta'),
     'fp8': (FP8, 'V3 with e4m3 weights, 128 x 128 scales, ragged blocks'),
     'bench': (BENCH, 'the 115M-parameter model of make bench'),
+    'full-v2lite': (FULL_V2LITE, "V2-Lite's own sizes: see --quick"),
     'h130': (H130, "the 130M-parameter model with V3's head sizes"),
 }
 
