@@ -50,7 +50,7 @@ echo "checkpoint: $(du -sm "$base/model" | cut -f1) MB in $(since) s"
 began=$(date +%s.%N)
 timeout 400 bin/llm-engine serve --model "$base/model" --backend "$backend" \
     --model-name m --socket "$base/socket" --max-batch 256 \
-    --max-context 8192 ${OPTIONS} > "$base/engine.log" 2>&1 &
+    --max-context 8192 --prefill-chunk 4096 ${OPTIONS} > "$base/engine.log" 2>&1 &
 pids=$!
 
 cat > "$base/nginx/nginx.conf" <<CONF

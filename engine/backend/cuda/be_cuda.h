@@ -7,6 +7,7 @@
  *     be_cuda_step.c     a step's arrays on the device; recording and replay
  *     be_cuda_weight.c   matrices: converted, staged, uploaded; with
  *                        be_cuda_stage.c and be_cuda_row.c
+ *     be_cuda_slab.c     their memory
  *     be_cuda_kv.c       the KV pool
  *     be_cuda_ops.c      operations, as launches
  *     be_cuda_attend.c   attention, and its plan

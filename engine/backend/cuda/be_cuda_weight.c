@@ -13,6 +13,7 @@
 #include <time.h>
 
 #include "backend/be_quant.h"
+#include "backend/cuda/be_cuda_slab.h"
 #include "backend/cuda/be_cuda_weight_int.h"
 
 
@@ -426,7 +427,7 @@ be_cuda_weight_free(be_t *be, be_weight_t *w)
     }
 
     (void) cudaSetDevice(((be_cuda_t *) be)->device);
-    (void) cudaFree(w->data);
+    be_cuda_slab_put(((be_cuda_t *) be)->device, w->data);
     (void) cudaFree(w->scale);
     free(w);
 }
@@ -560,7 +561,7 @@ weight_new(be_cuda_t *cuda, cu_mm_type_t type, uint32_t rows, uint32_t cols,
 
     w->size = size;
     at = (size + 255) / 256 * 256;
-    rc = cudaMalloc(&w->data, at + sizeof(cu_matrix_t));
+    rc = be_cuda_slab_get(cuda->device, at + sizeof(cu_matrix_t), &w->data);
 
     if (rc == 0 && scales > 0) {
         rc = cudaMalloc(&w->scale, scales * sizeof(float));
