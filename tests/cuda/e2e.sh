@@ -67,6 +67,10 @@ http {
     client_max_body_size 1m;
     client_body_buffer_size 1m;
     client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
     llm_engine e unix:$base/socket;
     server {
         listen 127.0.0.1:$port;
@@ -78,28 +82,32 @@ CONF
 [ "$(id -u)" != 0 ] || sed -i '1i user root;' "$base/nginx/nginx.conf"
 
 LD_LIBRARY_PATH=$here/nginx:$LD_LIBRARY_PATH nginx/nginx \
-    -p "$base/nginx" -c nginx.conf > "$base/nginx.log" 2>&1 &
-pids="$pids $!"
+    -p "$base/nginx" -c nginx.conf -e logs/error.log > "$base/nginx.log" 2>&1 &
+server=$!
+pids="$pids $server"
 
 # nothing else on the machine may be there to ask with
 
 ask() {
     python3 - "$port" <<'PY'
-import sys, urllib.request
+import http.client, sys
 try:
-    urllib.request.urlopen(f'http://127.0.0.1:{sys.argv[1]}/v1/models', timeout=2).read()
+    c = http.client.HTTPConnection('127.0.0.1', int(sys.argv[1]), timeout=2)
+    c.request('GET', '/v1/models')
+    sys.exit(c.getresponse().status != 200)
 except OSError:
     sys.exit(1)
 PY
 }
 
-for i in $(seq 300); do
+for i in $(seq 150); do
     ask && break
     kill -0 ${pids%% *} 2>/dev/null || die "the engine ended" "$base/engine.log"
+    kill -0 $server 2>/dev/null || die "nginx ended" "$base/nginx.log"
     sleep 0.3
 done
 
-[ $i -lt 300 ] || die "no answer" "$base/nginx/logs/error.log"
+[ $i -lt 150 ] || die "no answer" "$base/nginx/logs/error.log"
 echo "loaded and serving after $(since) s"
 grep -i "load\|GB/s\|memory\|KV" "$base/engine.log" | tail -n 4
 
