@@ -81,7 +81,7 @@ mha_blocks(const mha_args_t &a, uint32_t row)
 static __device__ __forceinline__ float
 mha_shift(float from, float to)
 {
-    return from == to ? 1.0f : exp2f(from - to);
+    return from == to ? 1.0f : cu_exp2(from - to);
 }
 
 
@@ -218,7 +218,7 @@ mha_softmax(uint32_t (&p)[16], float (&by)[2], float (&s)[32], mha_rows_t &r,
 
 #pragma unroll
     for (i = 0; i < 32; i++) {
-        s[i] = exp2f(__fmaf_rn(s[i], scale, -base[i / 2 % 2]));
+        s[i] = cu_exp2(__fmaf_rn(s[i], scale, -base[i / 2 % 2]));
         r.sum[i / 2 % 2] += s[i];
     }
 

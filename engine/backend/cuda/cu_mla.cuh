@@ -147,7 +147,7 @@ mla_half(int block, int half)
 static __device__ __forceinline__ float
 mla_shift(float from, float to)
 {
-    return from == to ? 1.0f : exp2f(from - to);
+    return from == to ? 1.0f : cu_exp2(from - to);
 }
 
 

@@ -9,6 +9,9 @@
 #include "cu_mla.cuh"
 
 
+#define MLA_LOADS  2                 /* of 16 bytes a thread, at a time */
+
+
 /* Eight elements of FP8 times their scale, in BF16. */
 
 static __device__ __forceinline__ uint4
@@ -40,8 +43,8 @@ mla_convert(const mla_args_t *a, mla_shared_t *sh, int block, int half,
     int row, uint32_t turn)
 {
     int             i, n, t, swizzle;
-    uint4           v[2];
-    float           scale[2];
+    uint4           v[MLA_LOADS];
+    float           scale[MLA_LOADS];
     uint8_t        *to;
     const uint8_t  *from, *scales;
 
@@ -53,31 +56,31 @@ mla_convert(const mla_args_t *a, mla_shared_t *sh, int block, int half,
     swizzle = t / 16 * 16;
 
     #pragma unroll 1
-    for (n = 0; n < 4; n++) {
+    for (n = 0; n < 8 / MLA_LOADS; n++) {
 
         #pragma unroll
-        for (i = 0; i < 2; i++) {
+        for (i = 0; i < MLA_LOADS; i++) {
             v[i] = *(const uint4 *) (from + i * 8 * CU_MLA_FP8_SIZE);
             scale[i] = *(const float *) (scales + i * 8 * CU_MLA_FP8_SIZE);
         }
 
-        /* A quarter of it is on its way before there is room. */
+        /* Some of it is on its way before there is room. */
 
         if (n == 0) {
             cu_mbar_wait(&sh->free[block][half], ~turn & 1);
         }
 
         #pragma unroll
-        for (i = 0; i < 2; i++) {
+        for (i = 0; i < MLA_LOADS; i++) {
             *(uint4 *) (to + i * 8 * 128 + ((t % 4 * 32) ^ swizzle))
                 = mla_widen(v[i].x, v[i].y, scale[i]);
             *(uint4 *) (to + i * 8 * 128 + ((t % 4 * 32 + 16) ^ swizzle))
                 = mla_widen(v[i].z, v[i].w, scale[i]);
         }
 
-        from += 2 * 8 * CU_MLA_FP8_SIZE;
-        scales += 2 * 8 * CU_MLA_FP8_SIZE;
-        to += 2 * 8 * 128;
+        from += MLA_LOADS * 8 * CU_MLA_FP8_SIZE;
+        scales += MLA_LOADS * 8 * CU_MLA_FP8_SIZE;
+        to += MLA_LOADS * 8 * 128;
     }
 
     if (half == MLA_CROSS) {
@@ -98,9 +101,25 @@ mla_convert(const mla_args_t *a, mla_shared_t *sh, int block, int half,
 }
 
 
+/* Tokens in FP8 from `tok` on, one block, are asked for. */
+
+static __device__ __forceinline__ void
+mla_ask(const mla_args_t *a, const mla_work_t *w, uint32_t tok)
+{
+    size_t  block;
+
+    if (tok < w->stop) {
+        block = (size_t) a->table[w->table + tok / CU_MLA_BLOCK];
+        cu_bulk_prefetch(a->kv + block * CU_MLA_BLOCK * CU_MLA_FP8_SIZE,
+                         CU_MLA_BLOCK * CU_MLA_FP8_SIZE);
+    }
+}
+
+
 /*
  * The third warpgroup brings in queries and tokens, by the copy engine: one
- * thread does, but all convert tokens in FP8.
+ * thread does, but all convert tokens in FP8.  What they read they ask for a
+ * pair of blocks ahead, as a thread has few loads under way.
  */
 
 template <int FP8>
@@ -122,6 +141,11 @@ mla_bring(const CUtensorMap *q, const CUtensorMap *kv, const mla_args_t *a,
 
         if (!mla_work(a, unit, &w)) {
             continue;
+        }
+
+        if (FP8 && one) {
+            mla_ask(a, &w, w.begin);
+            mla_ask(a, &w, w.begin + CU_MLA_BLOCK);
         }
 
         if (one) {
@@ -149,6 +173,10 @@ mla_bring(const CUtensorMap *q, const CUtensorMap *kv, const mla_args_t *a,
                 }
 
                 row = a->table[w.table + tok / CU_MLA_BLOCK] * CU_MLA_BLOCK;
+
+                if (FP8 && one) {
+                    mla_ask(a, &w, tok + 2 * CU_MLA_BLOCK);
+                }
 
                 #pragma unroll 1
                 for (half = MLA_OWN; half <= MLA_CROSS; half++) {

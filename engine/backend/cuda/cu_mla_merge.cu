@@ -5,9 +5,8 @@
 #include "cu_mla.cuh"
 
 
-#define MERGE_THREADS  256
-#define MERGE_ROWS     8             /* that a block of threads takes */
-#define MERGE_ITEMS    (CU_MLA_TILE / MERGE_ROWS)
+#define MERGE_THREADS  (CU_MLA_LORA / 4)
+#define MERGE_AHEAD    8             /* parts that are read at a time */
 
 
 typedef struct {
@@ -26,9 +25,11 @@ static __device__ void
 merge_row(const merge_args_t *a, const cu_mla_merge_t *m, uint32_t row,
     uint32_t col)
 {
+    int           k;
     float         max, sum, next, of, by;
+    float         most[MERGE_AHEAD], sums[MERGE_AHEAD];
     size_t        at;
-    float4        o, v;
+    float4        o, v[MERGE_AHEAD];
     uint32_t      i, part;
     const float  *ml;
 
@@ -36,29 +37,43 @@ merge_row(const merge_args_t *a, const cu_mla_merge_t *m, uint32_t row,
     max = 0;
     sum = 0;
 
-    for (i = 0; i < m->parts; i++) {
-        part = m->part + i * m->stride;
-        ml = a->part_ml + (size_t) part * 2 * CU_MLA_TILE + row;
-        v = *(const float4 *) (a->part
-                               + ((size_t) part * CU_MLA_TILE + row)
-                                 * CU_MLA_LORA + col);
+    for (i = 0; i < m->parts; i += MERGE_AHEAD) {
 
-        if (i == 0) {
-            o = v;
-            max = ml[0];
-            sum = ml[CU_MLA_TILE];
-            continue;
+#pragma unroll
+        for (k = 0; k < MERGE_AHEAD; k++) {
+            part = m->part + min(i + k, m->parts - 1) * m->stride;
+            ml = a->part_ml + (size_t) part * 2 * CU_MLA_TILE + row;
+            most[k] = ml[0];
+            sums[k] = ml[CU_MLA_TILE];
+            v[k] = *(const float4 *) (a->part
+                                      + ((size_t) part * CU_MLA_TILE + row)
+                                        * CU_MLA_LORA + col);
         }
 
-        next = fmaxf(max, ml[0]);
-        of = mla_shift(max, next);
-        by = mla_shift(ml[0], next);
-        max = next;
-        sum = mla_join(sum, of, ml[CU_MLA_TILE], by);
-        o.x = mla_join(o.x, of, v.x, by);
-        o.y = mla_join(o.y, of, v.y, by);
-        o.z = mla_join(o.z, of, v.z, by);
-        o.w = mla_join(o.w, of, v.w, by);
+#pragma unroll
+        for (k = 0; k < MERGE_AHEAD; k++) {
+
+            if (i + k >= m->parts) {
+                break;
+            }
+
+            if (i + k == 0) {
+                o = v[k];
+                max = most[k];
+                sum = sums[k];
+                continue;
+            }
+
+            next = fmaxf(max, most[k]);
+            of = mla_shift(max, next);
+            by = mla_shift(most[k], next);
+            max = next;
+            sum = mla_join(sum, of, sums[k], by);
+            o.x = mla_join(o.x, of, v[k].x, by);
+            o.y = mla_join(o.y, of, v[k].y, by);
+            o.z = mla_join(o.z, of, v[k].z, by);
+            o.w = mla_join(o.w, of, v[k].w, by);
+        }
     }
 
     by = sum > 0 ? 1.0f / sum : 0;
@@ -72,23 +87,18 @@ merge_row(const merge_args_t *a, const cu_mla_merge_t *m, uint32_t row,
 static __global__ void __launch_bounds__(MERGE_THREADS)
 merge_kernel(const merge_args_t a)
 {
-    uint32_t               i, k, n, row;
+    uint32_t               i, n, row;
     const cu_mla_merge_t  *m;
 
-    n = *a.n_merge * MERGE_ITEMS;
+    n = *a.n_merge * CU_MLA_TILE;
 
     for (i = blockIdx.x; i < n; i += gridDim.x) {
 
-        m = &a.merge[i / MERGE_ITEMS];
+        m = &a.merge[i / CU_MLA_TILE];
+        row = i % CU_MLA_TILE;
 
-        for (k = threadIdx.x; k < MERGE_ROWS * CU_MLA_LORA / 4;
-             k += MERGE_THREADS)
-        {
-            row = i % MERGE_ITEMS * MERGE_ROWS + k / (CU_MLA_LORA / 4);
-
-            if (m->query + row < m->end) {
-                merge_row(&a, m, row, k % (CU_MLA_LORA / 4) * 4);
-            }
+        if (m->query + row < m->end) {
+            merge_row(&a, m, row, 4 * threadIdx.x);
         }
     }
 }
@@ -107,6 +117,8 @@ cu_mla_merge(const cu_mla_attend_t *a, const float *part,
     args.o = a->o;
     args.wide = a->wide;
 
-    return CU_LAUNCH(merge_kernel, dim3(a->lanes * a->gang),
+    /* several blocks a multiprocessor, as each waits for memory */
+
+    return CU_LAUNCH(merge_kernel, dim3(8 * a->lanes * a->gang),
                      dim3(MERGE_THREADS), 0, (cudaStream_t) stream, args);
 }

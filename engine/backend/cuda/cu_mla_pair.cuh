@@ -14,11 +14,17 @@
 static __device__ void
 mla_scores(float (&s)[32], mla_shared_t *sh, int block, uint32_t turn)
 {
-    int  i, k, tile;
+    int       i, k, tile;
+    uint64_t  q, kv;
+
+    q = cu_desc_k(sh->q[0]);
+    kv = cu_desc_k(sh->kv[block][0]);
 
     cu_mbar_wait(&sh->full[block][MLA_OWN], turn & 1);
+    cu_wgmma_hold<64>(s);
     cu_wgmma_fence();
 
+    #pragma unroll
     for (i = 0; i < MLA_TILES; i++) {
 
         if (i == 4) {
@@ -29,9 +35,10 @@ mla_scores(float (&s)[32], mla_shared_t *sh, int block, uint32_t turn)
         tile = i < 4 ? 4 * block + i
                      : (i < 8 ? 4 * (1 - block) + i - 4 : MLA_TILES - 1);
 
+        #pragma unroll
         for (k = 0; k < 4; k++) {
-            cu_wgmma_bf16<64>(s, cu_desc_k(sh->q[tile] + 32 * k),
-                              cu_desc_k(sh->kv[block][tile] + 32 * k),
+            cu_wgmma_bf16<64>(s, cu_desc_plus(q, tile * MLA_TILE + 32 * k),
+                              cu_desc_plus(kv, tile * MLA_TILE + 32 * k),
                               i > 0 || k > 0);
         }
     }
@@ -98,7 +105,7 @@ mla_exp(uint32_t (&p)[16], float (&sum)[2], float (&s)[32],
 
     #pragma unroll
     for (i = 0; i < 32; i++) {
-        s[i] = exp2f(__fmaf_rn(s[i], scale, -base[i / 2 % 2]));
+        s[i] = cu_exp2(__fmaf_rn(s[i], scale, -base[i / 2 % 2]));
         sum[i / 2 % 2] += s[i];
     }
 
@@ -187,16 +194,18 @@ static __device__ void
 mla_values(float (&o)[128], const uint32_t (&p)[16], mla_shared_t *sh,
     int block, int group)
 {
-    int  i;
+    int       i;
+    uint64_t  kv;
 
+    kv = cu_desc_mn(sh->kv[block][4 * group], MLA_TILE);
+    cu_wgmma_hold<256>(o);
     cu_wgmma_fence();
 
     #pragma unroll
     for (i = 0; i < 4; i++) {
         cu_wgmma_bf16_rs<256, 1>(o, p[4 * i], p[4 * i + 1], p[4 * i + 2],
                                  p[4 * i + 3],
-                                 cu_desc_mn(sh->kv[block][4 * group]
-                                            + 16 * 128 * i, MLA_TILE), 1);
+                                 cu_desc_plus(kv, 16 * 128 * i), 1);
     }
 
     cu_wgmma_commit();

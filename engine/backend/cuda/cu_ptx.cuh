@@ -295,6 +295,17 @@ cu_bulk_load(void *dst, const void *src, uint32_t bytes, uint64_t *bar,
 }
 
 
+/* To the L2: a hint.  `bytes` and the address are multiples of 16. */
+
+CU_FN void
+cu_bulk_prefetch(const void *src, uint32_t bytes)
+{
+    asm volatile ("cp.async.bulk.prefetch.L2.global [%0], %1;"
+                  :: "l"((uint64_t) __cvta_generic_to_global(src)), "r"(bytes)
+                  : "memory");
+}
+
+
 CU_FN void
 cu_bulk_store(void *dst, const void *src, uint32_t bytes)
 {
@@ -577,6 +588,19 @@ cu_mul_bf16(uint32_t a, uint32_t b)
     uint32_t  r;
 
     asm ("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+
+    return r;
+}
+
+
+/* 2^x, to 2 units in the last place; of minus infinity, and near it, 0. */
+
+CU_FN float
+cu_exp2(float x)
+{
+    float  r;
+
+    asm ("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
 
     return r;
 }

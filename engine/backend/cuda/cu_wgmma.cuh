@@ -227,6 +227,14 @@ CU_WGMMA(128, CU_D64, CU_O64, "%64", "%65", "%66", "%67", "%68", "%69", "%70")
 CU_WGMMA(256, CU_D128, CU_O128, "%128", "%129", "%130", "%131", "%132",
          "%133", "%134")
 
+/* The same `bytes` further on. */
+
+CU_FN uint64_t
+cu_desc_plus(uint64_t desc, uint32_t bytes)
+{
+    return desc + (bytes >> 4);
+}
+
 #endif /* !CU_EMU */
 
 

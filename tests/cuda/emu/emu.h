@@ -21,6 +21,7 @@
 #ifndef EMU_H
 #define EMU_H
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>

@@ -208,6 +208,18 @@ cu_bulk_load(void *dst, const void *src, uint32_t bytes, uint64_t *bar,
 
 
 CU_FN void
+cu_bulk_prefetch(const void *src, uint32_t bytes)
+{
+    if (bytes == 0 || bytes % 16 != 0 || (uintptr_t) src % 16 != 0) {
+        emu_fatal("%u bytes from %p to the L2", bytes, src);
+    }
+
+    (void) *(const volatile uint8_t *) src;
+    (void) ((const volatile uint8_t *) src)[bytes - 1];
+}
+
+
+CU_FN void
 cu_bulk_store(void *dst, const void *src, uint32_t bytes)
 {
     emu_bulk_store(dst, src, bytes);
@@ -394,6 +406,17 @@ cu_mul_bf16(uint32_t a, uint32_t b)
 }
 
 
+CU_FN float
+cu_exp2(float x)
+{
+    float  r;
+
+    r = exp2f(x);
+
+    return r < FLT_MIN ? 0.0f : r;
+}
+
+
 template <int TABLE>
 CU_FN uint32_t
 cu_logic(uint32_t a, uint32_t b, uint32_t c)
@@ -426,6 +449,17 @@ CU_FN uint64_t
 cu_desc_mn(const void *p, uint32_t next)
 {
     return emu_desc(p, next);
+}
+
+
+CU_FN uint64_t
+cu_desc_plus(uint64_t desc, uint32_t bytes)
+{
+    if (bytes % 16 != 0 || (desc & 0x3fff) + bytes / 16 > 0x3fff) {
+        emu_fatal("an operand %u bytes further on", bytes);
+    }
+
+    return desc + bytes / 16;
 }
 
 
