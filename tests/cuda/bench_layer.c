@@ -23,7 +23,8 @@
 
 
 #define REPEATS   20
-#define EXPERTS   32
+#define EXPERTS   32                 /* of a rank */
+#define ROUTED    256                /* of the model, which the router knows */
 #define TOP_K     8
 #define NOISE     (160u << 20)
 
@@ -55,7 +56,7 @@ typedef struct {
 
     float        *norm, *router;
     float        *x, *h, *qa, *q, *kva, *ql, *ol, *out, *contrib, *weight;
-    int32_t      *id;
+    int32_t      *id, *routed;
     be_pairs_t    pairs;
 } layer_t;
 
@@ -161,6 +162,34 @@ memory(layer_t *l, size_t floats)
 }
 
 
+/* Different experts of this rank for each row, as many as it gets pairs. */
+
+static int32_t *
+choices(layer_t *l, uint32_t rows)
+{
+    int32_t   *id, *dev;
+    uint32_t   i;
+
+    id = malloc((size_t) rows * TOP_K * sizeof(int32_t));
+    dev = l->be->alloc(l->be, (size_t) rows * TOP_K * sizeof(int32_t));
+
+    if (id == NULL || dev == NULL) {
+        die("memory", "there is not enough");
+    }
+
+    for (i = 0; i < rows * TOP_K; i++) {
+        id[i] = (int32_t) ((noise[i / TOP_K] * 5
+                            + i % TOP_K * (2 * (noise[i / TOP_K + 1] % 16)
+                                           + 1)) % EXPERTS);
+    }
+
+    l->be->upload(l->be, dev, id, (size_t) rows * TOP_K * sizeof(int32_t));
+    free(id);
+
+    return dev;
+}
+
+
 static void
 make(layer_t *l)
 {
@@ -228,7 +257,7 @@ make(layer_t *l)
 
     n = l->s.max_rows;
     l->norm = memory(l, l->s.hidden);
-    l->router = memory(l, (size_t) EXPERTS * l->s.hidden);
+    l->router = memory(l, (size_t) ROUTED * l->s.hidden);
     l->x = memory(l, n * l->s.hidden);
     l->h = memory(l, n * l->s.hidden);
     l->qa = memory(l, n * l->s.q_lora);
@@ -239,7 +268,8 @@ make(layer_t *l)
     l->out = memory(l, n * heads * m->v);
     l->contrib = memory(l, n * TOP_K * l->s.hidden);
     l->weight = memory(l, n * TOP_K);
-    l->id = memory(l, n * TOP_K);
+    l->id = choices(l, (uint32_t) n);
+    l->routed = memory(l, n * TOP_K);
 
     blocks = 128 * (l->s.context / BE_BLOCK);
     l->kv = l->be->kv_open(l->be, 1, blocks, m, err);
@@ -389,8 +419,14 @@ op_out(layer_t *l)
 static void
 op_gate(layer_t *l)
 {
-    l->be->gate(l->be, &l->gate, l->router, NULL, l->h, l->rows, l->s.hidden,
-                l->id, l->weight);
+    be_gate_t  g;
+
+    /* of the model's experts; those of this rank are chosen among by another */
+
+    g = l->gate;
+    g.experts = ROUTED;
+    l->be->gate(l->be, &g, l->router, NULL, l->h, l->rows, l->s.hidden,
+                l->routed, l->weight);
 }
 
 
@@ -516,7 +552,7 @@ bytes_out(const layer_t *l)
 static double
 bytes_gate(const layer_t *l)
 {
-    return 4.0 * EXPERTS * l->s.hidden + rows_of(l, 4.0 * l->s.hidden);
+    return 4.0 * ROUTED * l->s.hidden + rows_of(l, 4.0 * l->s.hidden);
 }
 
 

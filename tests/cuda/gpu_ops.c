@@ -471,6 +471,11 @@ test_gate(void **state)
     gate(&v2, 7, 200, 0, 0);
     gate(&k2, 4, 300, 1, 1);
     gate(&odd, 2, 5, 0, 0);
+
+    /* so many that a block does all of K */
+
+    gate(&v3, 530, 724, 1, 1);
+    gate(&lite, 600, 97, 0, 0);
 }
 
 

@@ -4,88 +4,226 @@
 
 
 #define GATE_THREADS  256
-#define GATE_ROWS     32             /* of a tile, */
-#define GATE_EXPERTS  64             /* and experts; */
+#define GATE_EXPERTS  128            /* of a tile */
 #define GATE_CHUNK    32             /* elements in shared memory at once */
-#define GATE_PAD      4
+#define GATE_LINE     (GATE_CHUNK / 4 + 1)
+#define GATE_MANY     512            /* rows that are enough for all blocks */
 #define ROUTE_THREADS 256
+
+
+/* Four neighbours of a row, zeros behind its end. */
+
+template <int VEC>
+static __device__ __forceinline__ float4
+gate_load(const float *row, uint32_t k, uint32_t end)
+{
+    float4  v;
+
+    v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+
+    if (row == NULL || k >= end) {
+        return v;
+    }
+
+    if (VEC && k + 4 <= end) {
+        return *(const float4 *) (row + k);
+    }
+
+    v.x = row[k];
+    v.y = (k + 1 < end) ? row[k + 1] : 0.0f;
+    v.z = (k + 2 < end) ? row[k + 2] : 0.0f;
+    v.w = (k + 3 < end) ? row[k + 3] : 0.0f;
+
+    return v;
+}
 
 
 /*
  * Logits in float32, each the sum of CU_GATE_SPLITS parts, as a step of few
- * rows would leave most of the device idle otherwise.  A thread has two rows
- * by four experts.
+ * rows would leave most of the device idle otherwise; with many rows a block
+ * does `each` = all of them, and adds them up in the same order.  The sums of a
+ * row do not depend on how many there are.
+ *
+ * A warp has TR rows, a lane four experts of 128, 32 apart, so that their
+ * elements are read without conflicts; of both come four elements of K at a
+ * time.  The next chunk is on its way while this one is computed.
  */
 
-static __global__ void
+template <int TR, int VEC>
+static __global__ void __launch_bounds__(GATE_THREADS)
 gate_logits(const float *w, const float *x, uint32_t rows, uint32_t experts,
-    uint32_t hidden, uint32_t run, float *part)
+    uint32_t hidden, uint32_t run, uint32_t each, float *part)
 {
-    float     sum[2][4], a[2], b[4];
-    uint32_t  i, j, k, c, begin, end, row, col, r, e;
+    constexpr int  nx = (TR * 8 * GATE_CHUNK / 4 + GATE_THREADS - 1)
+                        / GATE_THREADS;
+    constexpr int  nw = GATE_EXPERTS * GATE_CHUNK / 4 / GATE_THREADS;
 
-    CU_STATIC_SHARED(float, tx, [GATE_CHUNK][GATE_ROWS + GATE_PAD]);
-    CU_STATIC_SHARED(float, tw, [GATE_CHUNK][GATE_EXPERTS + GATE_PAD]);
+    int           i, j;
+    float         sum[TR][4], total[TR][4];
+    float4        vx[nx], vw[nw], a[TR], b[4];
+    uint32_t      k, c, s, end, next, row, col, at, warp, lane;
+    float4       *tx, *tw;
+    const float  *from;
 
-    row = blockIdx.x * GATE_ROWS;
+    CU_SHARED(float4, tiles);
+
+    tx = tiles;                      /* [TR * 8][GATE_LINE] */
+    tw = tiles + TR * 8 * GATE_LINE; /* [GATE_EXPERTS][GATE_LINE] */
+
+    row = blockIdx.x * TR * 8;
     col = blockIdx.y * GATE_EXPERTS;
-    begin = blockIdx.z * run;
-    end = (hidden - begin < run) ? hidden : begin + run;
-    r = threadIdx.x / 16 * 2;
-    e = threadIdx.x % 16 * 4;
+    warp = threadIdx.x / 32;
+    lane = threadIdx.x % 32;
+    at = threadIdx.x % (GATE_CHUNK / 4);
 
-    for (i = 0; i < 2; i++) {
+    for (i = 0; i < TR; i++) {
         for (j = 0; j < 4; j++) {
-            sum[i][j] = 0.0f;
+            total[i][j] = 0.0f;
         }
     }
 
-    for (c = begin; c < end; c += GATE_CHUNK) {
+    for (s = blockIdx.z * each; s < (blockIdx.z + 1) * each; s++) {
 
-        for (i = threadIdx.x; i < GATE_CHUNK * GATE_ROWS; i += GATE_THREADS) {
-            k = i % GATE_CHUNK;
-            j = i / GATE_CHUNK;
-            tx[k][j] = (c + k < end && row + j < rows)
-                       ? x[(size_t) (row + j) * hidden + c + k] : 0.0f;
+        if (s * run >= hidden) {
+            break;
         }
 
-        for (i = threadIdx.x; i < GATE_CHUNK * GATE_EXPERTS;
-             i += GATE_THREADS)
-        {
-            k = i % GATE_CHUNK;
-            j = i / GATE_CHUNK;
-            tw[k][j] = (c + k < end && col + j < experts)
-                       ? w[(size_t) (col + j) * hidden + c + k] : 0.0f;
-        }
-
-        __syncthreads();
-
-#pragma unroll 8
-        for (k = 0; k < GATE_CHUNK; k++) {
-            a[0] = tx[k][r];
-            a[1] = tx[k][r + 1];
+        end = (hidden - s * run < run) ? hidden : (s + 1) * run;
 
 #pragma unroll
+        for (i = 0; i < TR; i++) {
+#pragma unroll
             for (j = 0; j < 4; j++) {
-                b[j] = tw[k][e + j];
-                sum[0][j] = fmaf(a[0], b[j], sum[0][j]);
-                sum[1][j] = fmaf(a[1], b[j], sum[1][j]);
+                sum[i][j] = 0.0f;
             }
         }
 
-        __syncthreads();
+        next = s * run;
+
+        for (c = next; c < end + GATE_CHUNK; c += GATE_CHUNK) {
+
+            /* what was asked for before, then the next */
+
+            if (c > s * run) {
+                __syncthreads();
+
+#pragma unroll
+                for (i = 0; i < nx; i++) {
+                    k = threadIdx.x / (GATE_CHUNK / 4)
+                        + i * (GATE_THREADS / (GATE_CHUNK / 4));
+
+                    if (k < TR * 8) {
+                        tx[k * GATE_LINE + at] = vx[i];
+                    }
+                }
+
+#pragma unroll
+                for (i = 0; i < nw; i++) {
+                    k = threadIdx.x / (GATE_CHUNK / 4)
+                        + i * (GATE_THREADS / (GATE_CHUNK / 4));
+                    tw[k * GATE_LINE + at] = vw[i];
+                }
+
+                __syncthreads();
+            }
+
+            if (c < end) {
+
+#pragma unroll
+                for (i = 0; i < nx; i++) {
+                    k = row + threadIdx.x / (GATE_CHUNK / 4)
+                        + i * (GATE_THREADS / (GATE_CHUNK / 4));
+                    from = (k < rows && k < row + TR * 8)
+                           ? x + (size_t) k * hidden : NULL;
+                    vx[i] = gate_load<VEC>(from, c + 4 * at, end);
+                }
+
+#pragma unroll
+                for (i = 0; i < nw; i++) {
+                    k = col + threadIdx.x / (GATE_CHUNK / 4)
+                        + i * (GATE_THREADS / (GATE_CHUNK / 4));
+                    from = (k < experts) ? w + (size_t) k * hidden : NULL;
+                    vw[i] = gate_load<VEC>(from, c + 4 * at, end);
+                }
+            }
+
+            if (c == s * run) {
+                continue;
+            }
+
+#pragma unroll 2
+            for (k = 0; k < GATE_CHUNK / 4; k++) {
+
+#pragma unroll
+                for (i = 0; i < TR; i++) {
+                    a[i] = tx[(warp * TR + i) * GATE_LINE + k];
+                }
+
+#pragma unroll
+                for (j = 0; j < 4; j++) {
+                    b[j] = tw[(32 * j + lane) * GATE_LINE + k];
+                }
+
+#pragma unroll
+                for (i = 0; i < TR; i++) {
+#pragma unroll
+                    for (j = 0; j < 4; j++) {
+                        sum[i][j] = fmaf(a[i].x, b[j].x, sum[i][j]);
+                        sum[i][j] = fmaf(a[i].y, b[j].y, sum[i][j]);
+                        sum[i][j] = fmaf(a[i].z, b[j].z, sum[i][j]);
+                        sum[i][j] = fmaf(a[i].w, b[j].w, sum[i][j]);
+                    }
+                }
+            }
+        }
+
+#pragma unroll
+        for (i = 0; i < TR; i++) {
+#pragma unroll
+            for (j = 0; j < 4; j++) {
+                total[i][j] += sum[i][j];
+            }
+        }
     }
 
     part += (size_t) blockIdx.z * rows * experts;
 
-    for (i = 0; i < 2; i++) {
+    for (i = 0; i < TR; i++) {
         for (j = 0; j < 4; j++) {
-            if (row + r + i < rows && col + e + j < experts) {
-                part[(size_t) (row + r + i) * experts + col + e + j]
-                    = sum[i][j];
+            k = row + warp * TR + i;
+
+            if (k < rows && col + 32 * j + lane < experts) {
+                part[(size_t) k * experts + col + 32 * j + lane]
+                    = total[i][j];
             }
         }
     }
+}
+
+
+template <int TR>
+static int
+gate_launch(const float *w, const float *x, uint32_t rows, uint32_t experts,
+    uint32_t hidden, uint32_t run, uint32_t splits, uint32_t each,
+    float *part, void *stream)
+{
+    dim3    grid;
+    size_t  size;
+
+    size = (TR * 8 + GATE_EXPERTS) * GATE_LINE * sizeof(float4);
+    grid = dim3((rows + TR * 8 - 1) / (TR * 8),
+                (experts + GATE_EXPERTS - 1) / GATE_EXPERTS, splits / each);
+
+    if (hidden % 4 == 0 && (uintptr_t) w % 16 == 0 && (uintptr_t) x % 16 == 0)
+    {
+        return CU_LAUNCH((gate_logits<TR, 1>), grid, dim3(GATE_THREADS), size,
+                         (cudaStream_t) stream, w, x, rows, experts, hidden,
+                         run, each, part);
+    }
+
+    return CU_LAUNCH((gate_logits<TR, 0>), grid, dim3(GATE_THREADS), size,
+                     (cudaStream_t) stream, w, x, rows, experts, hidden, run,
+                     each, part);
 }
 
 
@@ -311,7 +449,7 @@ cu_gate(const cu_gate_t *g, const float *w, const float *bias, const float *x,
     void *stream)
 {
     int       rc;
-    uint32_t  run, splits;
+    uint32_t  run, splits, each;
 
     if (rows == 0) {
         return 0;
@@ -321,20 +459,21 @@ cu_gate(const cu_gate_t *g, const float *w, const float *bias, const float *x,
     run = (run + GATE_CHUNK - 1) / GATE_CHUNK * GATE_CHUNK;
     splits = (hidden + run - 1) / run;
 
-    rc = CU_LAUNCH(gate_logits,
-                   dim3((rows + GATE_ROWS - 1) / GATE_ROWS,
-                        (g->experts + GATE_EXPERTS - 1) / GATE_EXPERTS,
-                        splits),
-                   dim3(GATE_THREADS), 0, (cudaStream_t) stream, w, x, rows,
-                   g->experts, hidden, run, part);
+    each = (rows > GATE_MANY) ? splits : 1;
+
+    rc = (rows > GATE_MANY)
+         ? gate_launch<8>(w, x, rows, g->experts, hidden, run, splits, each,
+                          part, stream)
+         : gate_launch<2>(w, x, rows, g->experts, hidden, run, splits, each,
+                          part, stream);
 
     if (rc != 0) {
         return rc;
     }
 
     return CU_LAUNCH(gate_choose, dim3(rows), dim3(32), 0,
-                     (cudaStream_t) stream, *g, bias, part, rows, splits, id,
-                     weight);
+                     (cudaStream_t) stream, *g, bias, part, rows, splits / each,
+                     id, weight);
 }
 
 
