@@ -1,4 +1,5 @@
 #include "backend/cuda/cu_launch.cuh"
+#include "backend/cuda/cu_ptx.cuh"
 #include "backend/cuda/cu_rows.h"
 #include "backend/cuda/cu_util.cuh"
 
@@ -99,6 +100,39 @@ cu_join(const float *a, const float *b, uint32_t rows, uint32_t dim, float *y,
 
 /* --- a product's inputs -------------------------------------------------- */
 
+/* Whether rows of `dim` elements may be read by four. */
+
+static __device__ __forceinline__ int
+rows_by_four(const void *p, size_t dim)
+{
+    return dim % 4 == 0 && (uintptr_t) p % 16 == 0;
+}
+
+
+/* Four elements from `k` on, zeros behind the end. */
+
+static __device__ __forceinline__ void
+rows_load(float *v, const float *x, uint32_t k, uint32_t dim, int four)
+{
+    int     j;
+    float4  f;
+
+    if (four) {
+        f = (k < dim) ? *(const float4 *) (x + k)
+                      : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        v[0] = f.x;
+        v[1] = f.y;
+        v[2] = f.z;
+        v[3] = f.w;
+        return;
+    }
+
+    for (j = 0; j < 4; j++) {
+        v[j] = (k + j < dim) ? x[k + j] : 0.0f;
+    }
+}
+
+
 /*
  * A warp's group of 128 elements from `col` on, four of them a lane, as row
  * `row` of `act`.
@@ -138,6 +172,12 @@ rows_store(const cu_act_t &act, uint32_t row, uint32_t col, const float *v)
 
     q = (uint8_t *) act.x + (size_t) row * act.ld + i;
 
+    if (i + 4 <= act.ld && (uintptr_t) q % 4 == 0) {
+        *(uint32_t *) q = cu_pack_e4m3(v[0] * inverse, v[1] * inverse,
+                                       v[2] * inverse, v[3] * inverse);
+        return;
+    }
+
     for (j = 0; j < 4; j++) {
         if (i + (uint32_t) j < act.ld) {
             q[j] = cu_to_e4m3(v[j] * inverse);
@@ -150,18 +190,33 @@ static __global__ void
 rows_norm(const float *w, float eps, const float *x, uint32_t dim, float *y,
     cu_act_t act)
 {
-    float     sum, r, v[4];
-    uint32_t  i, j, k, lane;
+    int       j, four;
+    float     sum, r, v[4], f[4];
+    uint32_t  i, k, lane;
 
     CU_STATIC_SHARED(float, part, [32]);
     CU_SHARED(float, row);
 
+    four = rows_by_four(x, dim) && rows_by_four(w, dim) && rows_by_four(y, dim);
     x += (size_t) blockIdx.x * dim;
+    y += (y != NULL) ? (size_t) blockIdx.x * dim : 0;
     sum = 0.0f;
 
-    for (i = threadIdx.x; i < dim; i += ROWS_THREADS) {
-        row[i] = x[i];
-        sum += row[i] * row[i];
+#pragma unroll 4
+    for (i = threadIdx.x * 4; i < dim; i += ROWS_THREADS * 4) {
+        rows_load(v, x, i, dim, four);
+
+        if (four) {
+            *(float4 *) (row + i) = make_float4(v[0], v[1], v[2], v[3]);
+        }
+
+        for (j = 0; j < 4; j++) {
+            if (!four && i + j < dim) {
+                row[i + j] = v[j];
+            }
+
+            sum += v[j] * v[j];
+        }
     }
 
     r = 1.0f / sqrtf(cu_block_sum(sum, part) / (float) dim + eps);
@@ -171,13 +226,20 @@ rows_norm(const float *w, float eps, const float *x, uint32_t dim, float *y,
     for (i = threadIdx.x / 32 * CU_GROUP; i < dim;
          i += ROWS_WARPS * CU_GROUP)
     {
-        for (j = 0; j < 4; j++) {
-            k = i + lane * 4 + j;
-            v[j] = (k < dim) ? row[k] * r * w[k] : 0.0f;
+        k = i + lane * 4;
+        rows_load(v, row, k, dim, four);
+        rows_load(f, w, k, dim, four);
 
-            if (y != NULL && k < dim) {
-                y[(size_t) blockIdx.x * dim + k] = v[j];
+        for (j = 0; j < 4; j++) {
+            v[j] = v[j] * r * f[j];
+
+            if (y != NULL && !four && k + j < dim) {
+                y[k + j] = v[j];
             }
+        }
+
+        if (y != NULL && four && k < dim) {
+            *(float4 *) (y + k) = make_float4(v[0], v[1], v[2], v[3]);
         }
 
         if (act.x != NULL) {
@@ -213,8 +275,9 @@ cu_norm(const float *w, float eps, const float *x, uint32_t rows,
 static __global__ void
 rows_act(cu_src_t s, cu_act_t act)
 {
-    float         v[4], g;
-    uint32_t      i, j, k, lane;
+    int           j, four;
+    float         v[4], u[4];
+    uint32_t      i, k, lane;
     const float  *x, *up;
 
     if (s.n != NULL && blockIdx.x >= *s.n) {
@@ -223,20 +286,21 @@ rows_act(cu_src_t s, cu_act_t act)
 
     x = (s.px != NULL) ? s.px[blockIdx.x] : s.x + blockIdx.x * s.ld;
     up = (s.up != NULL) ? s.up + blockIdx.x * s.ld : NULL;
+    four = rows_by_four(x, s.dim) && rows_by_four(up, s.dim);
     lane = threadIdx.x % 32;
 
     for (i = threadIdx.x / 32 * CU_GROUP; i < s.dim;
          i += ROWS_WARPS * CU_GROUP)
     {
-        for (j = 0; j < 4; j++) {
-            k = i + lane * 4 + j;
-            g = (k < s.dim) ? x[k] : 0.0f;
+        k = i + lane * 4;
+        rows_load(v, x, k, s.dim, four);
 
-            if (up != NULL && k < s.dim) {
-                g = g / (1.0f + expf(-g)) * up[k];
+        if (up != NULL) {
+            rows_load(u, up, k, s.dim, four);
+
+            for (j = 0; j < 4; j++) {
+                v[j] = v[j] / (1.0f + expf(-v[j])) * u[j];
             }
-
-            v[j] = g;
         }
 
         rows_store(act, blockIdx.x, i, v);
