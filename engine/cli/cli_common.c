@@ -26,6 +26,22 @@ static const char *const  cli_levels[] = {
 static uint32_t  cli_backend;
 
 
+/*
+ * A GPU is not busy with a few hundred rows; several get each other's, and room
+ * for all of them is taken from the KV cache.
+ */
+
+uint32_t
+cli_prefill_chunk(const char *backend, uint32_t ranks)
+{
+    uint32_t  rows;
+
+    rows = (strcmp(backend, "cuda") == 0) ? 2048 / ranks : 0;
+
+    return rows > 256 ? rows : 256;
+}
+
+
 void
 cli_engine_defaults(cli_engine_t *opt)
 {
@@ -41,7 +57,6 @@ cli_engine_defaults(cli_engine_t *opt)
     opt->join_timeout = 300;
     opt->node_timeout = 30;
     opt->n_nodes = 1;
-    opt->prefill_chunk = 256;
     opt->socket = "/run/llm-engine/engine.sock";
     opt->socket_mode = 0600;
     opt->queue = 1024;
@@ -111,7 +126,8 @@ cli_engine_table(cli_engine_t *opt, const char **config, cli_common_t *common)
             "sequences computed at once on each rank", 1, 4096 } },
         { CLI_G_COMPUTE,
           { "prefill-chunk", "N", CLI_UINT, &opt->prefill_chunk,
-            "prompt tokens of a step on each rank, at most", 1, 65536 } },
+            "prompt tokens of a step on each rank (default: 256; one GPU: 2048)",
+            1, 65536 } },
         { CLI_G_COMPUTE,
           { "ahead", "MODE", CLI_WORD, &opt->ahead,
             "on, off or auto: plan a step while another is computed", 0, 0,
@@ -217,6 +233,10 @@ cli_engine_check(const cli_command_t *cmd, cli_engine_t *opt)
     }
 
     opt->backend = cli_backends[cli_backend];
+
+    if (opt->prefill_chunk == 0) {
+        opt->prefill_chunk = cli_prefill_chunk(opt->backend, opt->ranks);
+    }
 
     if (opt->redundant != 0 && opt->ranks == 1 && opt->nodes == NULL) {
         cli_error("--redundant-experts: \"%u\" is for more than one rank, see "

@@ -19,6 +19,9 @@ typedef struct {
 
 void cli_engine_defaults(cli_engine_t *opt);
 
+/* Rows of prompts in a step of each rank, where they are not given. */
+uint32_t cli_prefill_chunk(const char *backend, uint32_t ranks);
+
 /*
  * Fills `common`, CLI_COMMON_MAX entries, with options that set `opt` and
  * `*config`; returns how many there are.

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cli/cli_common.h"
 #include "cli/cli_options.h"
 #include "model/model_config.h"
 #include "model/model_plan.h"
@@ -57,7 +58,6 @@ cli_plan(int argc, char **argv)
     memset(&p, 0, sizeof(p));
     p.gpus = 8;
     p.max_batch = 32;
-    p.prefill_chunk = 256;
     p.opt.nodes = 1;
     p.opt.memory = UINT64_C(80) << 30;
 
@@ -80,7 +80,7 @@ cli_plan(int argc, char **argv)
         { "max-batch", "N", CLI_UINT, &p.max_batch,
           "sequences computed at once on each rank", 1, 4096 },
         { "prefill-chunk", "N", CLI_UINT, &p.prefill_chunk,
-          "prompt tokens of a step on each rank, at most", 1, 65536 },
+          "prompt tokens of a step on each rank (default: as serve)", 1, 65536 },
         { "speculate", "N", CLI_UINT, &p.speculate,
           "tokens guessed by the MTP layer, 0: it is not loaded", 0,
           SCHED_DEPTH_MAX },
@@ -105,6 +105,10 @@ cli_plan(int argc, char **argv)
     if (model_config_read(cli.model, &conf, err) != 0) {
         cli_error("%s", err);
         return 1;
+    }
+
+    if (p.prefill_chunk == 0) {
+        p.prefill_chunk = cli_prefill_chunk("cuda", p.gpus);
     }
 
     p.opt.ranks = p.gpus * p.opt.nodes;
