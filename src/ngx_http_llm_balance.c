@@ -130,7 +130,7 @@ ngx_http_llm_balance(ngx_http_request_t *r, ngx_str_t *account,
     bcf = ngx_http_get_module_main_conf(r, ngx_http_llm_balance_module);
 
     if (bcf->journal == NULL
-        || ngx_http_llm_journal_sync(bcf->journal, r->connection->log)
+        || ngx_http_llm_journal_look(bcf->journal, r->connection->log)
            != NGX_OK)
     {
         return NGX_DECLINED;
@@ -156,7 +156,7 @@ ngx_http_llm_balance_admit(ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx)
 
     bcf = ngx_http_get_module_main_conf(r, ngx_http_llm_balance_module);
 
-    rc = ngx_http_llm_journal_sync(bcf->journal, r->connection->log);
+    rc = ngx_http_llm_journal_look(bcf->journal, r->connection->log);
 
     if (ngx_http_llm_journal_find(bcf->journal, &account->name, &nano)
         != NGX_OK)
@@ -248,10 +248,7 @@ ngx_http_llm_balance_charge(ngx_http_request_t *r,
         != NGX_OK)
     {
         ngx_http_llm_balance_keep(bcf, r->connection->log, line, len);
-        return;
     }
-
-    (void) ngx_http_llm_journal_sync(bcf->journal, r->connection->log);
 }
 
 
@@ -363,8 +360,6 @@ ngx_http_llm_balance_retry(ngx_http_llm_balance_conf_t *bcf, ngx_log_t *log)
         ngx_queue_remove(q);
         ngx_free(charge);
     }
-
-    (void) ngx_http_llm_journal_sync(bcf->journal, log);
 }
 
 

@@ -26,6 +26,8 @@ struct ngx_http_llm_journal_sh_s {
     uint64_t                    device;      /* of the journal */
     uint64_t                    inode;
     ledger_reader_t             reader;
+    ngx_atomic_t                written;     /* records that were appended */
+    ngx_atomic_t                counted;     /* of them, in the balances */
     uint64_t                    duplicates;
     uint64_t                    homeless;    /* without room in the table */
     ngx_http_llm_table_t       *table;
@@ -38,6 +40,8 @@ static ngx_int_t ngx_http_llm_journal_init_zone(ngx_shm_zone_t *shm_zone,
 static ngx_int_t ngx_http_llm_journal_open(ngx_http_llm_journal_t *journal,
     ngx_log_t *log, struct stat *st);
 static void ngx_http_llm_journal_close(void *data);
+static ngx_int_t ngx_http_llm_journal_more(ngx_http_llm_journal_t *journal,
+    ngx_log_t *log, ngx_atomic_uint_t written);
 static ngx_int_t ngx_http_llm_journal_read(ngx_http_llm_journal_t *journal,
     ngx_log_t *log, ngx_uint_t *named);
 static ngx_int_t ngx_http_llm_journal_apply(ngx_http_llm_journal_sh_t *sh,
@@ -233,14 +237,54 @@ ngx_http_llm_journal_close(void *data)
 
 
 ngx_int_t
+ngx_http_llm_journal_look(ngx_http_llm_journal_t *journal, ngx_log_t *log)
+{
+    uint64_t                    offset;
+    ngx_atomic_uint_t           written;
+    ngx_http_llm_journal_sh_t  *sh;
+
+    sh = journal->sh;
+
+    /* Before the reading: what is appended meanwhile is read the next time. */
+
+    written = sh->written;
+    ngx_memory_barrier();
+
+    if (written != sh->counted) {
+
+        /* There is something to be read, and no need to ask how much. */
+
+        offset = sh->reader.offset;
+        journal->left = 0;
+
+        if (ngx_http_llm_journal_more(journal, log, written) != NGX_OK) {
+            return NGX_ERROR;
+        }
+
+        if (sh->reader.offset != offset) {
+            return NGX_OK;
+        }
+
+    } else if (journal->looked && journal->seen == ngx_current_msec) {
+        return NGX_OK;
+    }
+
+    journal->looked = 1;
+    journal->seen = ngx_current_msec;
+
+    return ngx_http_llm_journal_sync(journal, log);
+}
+
+
+ngx_int_t
 ngx_http_llm_journal_sync(ngx_http_llm_journal_t *journal, ngx_log_t *log)
 {
-    uint64_t     size, offset;
-    ngx_int_t    rc;
-    ngx_uint_t   named;
-    struct stat  st;
+    uint64_t           size, offset;
+    struct stat        st;
+    ngx_atomic_uint_t  written;
 
     journal->left = 0;
+    written = journal->sh->written;
 
     /* Before the size, or others may go beyond that in between. */
 
@@ -271,12 +315,31 @@ ngx_http_llm_journal_sync(ngx_http_llm_journal_t *journal, ngx_log_t *log)
         return NGX_OK;
     }
 
+    return ngx_http_llm_journal_more(journal, log, written);
+}
+
+
+/* What is new; the first `written` records appended here are counted then. */
+
+static ngx_int_t
+ngx_http_llm_journal_more(ngx_http_llm_journal_t *journal, ngx_log_t *log,
+    ngx_atomic_uint_t written)
+{
+    ngx_int_t                   rc;
+    ngx_uint_t                  named;
+    ngx_http_llm_journal_sh_t  *sh;
+
+    sh = journal->sh;
     named = 0;
 
     do {
         ngx_shmtx_lock(&journal->shpool->mutex);
 
         rc = ngx_http_llm_journal_read(journal, log, &named);
+
+        if (rc == NGX_OK && (ngx_atomic_int_t) (written - sh->counted) > 0) {
+            sh->counted = written;
+        }
 
         ngx_shmtx_unlock(&journal->shpool->mutex);
 
@@ -452,6 +515,7 @@ ngx_http_llm_journal_write(ngx_http_llm_journal_t *journal, ngx_log_t *log,
     } while (n == -1 && ngx_errno == NGX_EINTR);
 
     if (n == (ssize_t) len) {
+        (void) ngx_atomic_fetch_add(&journal->sh->written, 1);
         return NGX_OK;
     }
 

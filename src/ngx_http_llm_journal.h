@@ -6,10 +6,12 @@
  * shared memory has what is summed up from it: for each account its balance
  * and up to where of the file it is, and up to where the file was read.
  *
- * READERS   Whoever wants to know a balance, or has appended a record, reads
- * what is new in the file and adds it up, under the zone's lock.  So what other
- * workers, another master after a binary upgrade and llm-ledger credit appended
- * is counted the same way, once, by whichever worker comes first.
+ * READERS   Whoever wants to know a balance reads what is new in the file and
+ * adds it up, under the zone's lock.  So what other workers, another master
+ * after a binary upgrade and llm-ledger credit appended is counted the same
+ * way, once, by whichever worker comes first.  Workers count in the zone what
+ * they appended, so what a request cost is seen by all that come after its end;
+ * for what others appended a worker looks once a millisecond.
  *
  * RECOVERY  A record is added to a balance by one store, which changes balance
  * and place together; who is killed before the place of the whole file moved
@@ -36,9 +38,12 @@ typedef struct {
 
     /* this process's */
 
+    ngx_msec_t                    seen;        /* when it last looked for
+                                                  others' records */
     uint64_t                      left;        /* bytes of a record not yet
                                                   whole at the file's end */
-    ngx_uint_t                    cut;         /* the file is too short */
+    unsigned                      looked:1;
+    unsigned                      cut:1;       /* the file is too short */
 } ngx_http_llm_journal_t;
 
 
@@ -56,9 +61,14 @@ ngx_http_llm_journal_t *ngx_http_llm_journal_add(ngx_conf_t *cf,
 ngx_int_t ngx_http_llm_journal_sync(ngx_http_llm_journal_t *journal,
     ngx_log_t *log);
 
+/* The same where there may be something new.  To be called for a balance. */
+
+ngx_int_t ngx_http_llm_journal_look(ngx_http_llm_journal_t *journal,
+    ngx_log_t *log);
+
 /*
- * An account's balance in nanodollars as of the last sync.  NGX_DECLINED: it
- * has none.
+ * An account's balance in nanodollars as of the last sync or look.
+ * NGX_DECLINED: it has none.
  */
 
 ngx_int_t ngx_http_llm_journal_find(ngx_http_llm_journal_t *journal,
