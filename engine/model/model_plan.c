@@ -17,17 +17,19 @@
 
 /*
  * Assumed: what a context and the kernels' code take on a card of this kind;
- * the library of dense products; a captured launch; NCCL's buffers.
+ * the library of dense products and the sums of our own; a captured launch;
+ * NCCL's buffers.
  */
 
 #define PLAN_CONTEXT   (640 * PLAN_MIB)
-#define PLAN_PRODUCTS  (32 * PLAN_MIB)
+#define PLAN_PRODUCTS  (43 * PLAN_MIB)
 #define PLAN_LAUNCH    4096
 #define PLAN_LAUNCHES  32            /* of a layer */
 #define PLAN_NCCL      (512 * PLAN_MIB)
 
 #define PLAN_DENSE     1024          /* rows of a dense MLP at once */
-#define PLAN_SPLITS    16            /* parts of the router's sums */
+#define PLAN_SPLITS    16            /* parts of the router's sums, of so */
+#define PLAN_SPLIT     512           /* many rows */
 #define PLAN_KV_LEAST  2             /* blocks; the engine takes no fewer */
 
 #define PLAN_FP8_SCALE  128          /* latent elements of a scale, FP8 KV */
@@ -394,7 +396,8 @@ static void
 plan_buffers(const plan_t *p)
 {
     int                          fp8;
-    uint64_t                     rows, all, far, pairs, row, layers, n, each;
+    uint64_t                     rows, all, far, pairs, parts, row, layers;
+    uint64_t                     n, each;
     uint64_t                    *b;
     const model_config_t        *c;
     const model_plan_options_t  *opt;
@@ -434,16 +437,19 @@ plan_buffers(const plan_t *p)
     each = (p->plan->experts + p->per_card - 1) / p->per_card;
     pairs = ((c->gate.top_k < each) ? c->gate.top_k : each) * all;
 
+    parts = (rows < PLAN_SPLIT ? rows : PLAN_SPLIT) * PLAN_SPLITS;
+    parts = parts > rows ? parts : rows;
+
     /* gate and up in float32, and what follows in the type of a product */
 
     n = pairs * (row + c->moe_inter * (uint64_t) (fp8 ? 9 : 10) + 20);
 
     if (opt->ranks > 1 && !opt->exact) {
-        n += pairs * c->hidden * sizeof(float);
+        n += pairs * c->hidden * sizeof(uint16_t);
     }
 
     n += (rows < PLAN_DENSE ? rows : PLAN_DENSE) * c->inter * 10
-         + rows * c->gate.experts * PLAN_SPLITS * sizeof(float)
+         + parts * c->gate.experts * sizeof(float)
          + plan_expanded(p);
 
     b[MODEL_PLAN_WORKSPACE] = n + n / 4 + PLAN_PRODUCTS;

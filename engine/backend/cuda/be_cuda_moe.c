@@ -161,8 +161,8 @@ be_cuda_gate(be_t *be, const be_gate_t *g, const float *w, const float *bias,
         return;
     }
 
-    part = be_cuda_scratch(cuda, CUDA_LOGITS, (size_t) CU_GATE_SPLITS * rows
-                                              * g->experts * sizeof(float));
+    part = be_cuda_scratch(cuda, CUDA_LOGITS, CU_GATE_PARTS(rows) * g->experts
+                                              * sizeof(float));
     if (part == NULL) {
         return;
     }

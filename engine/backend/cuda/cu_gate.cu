@@ -7,7 +7,6 @@
 #define GATE_EXPERTS  128            /* of a tile */
 #define GATE_CHUNK    32             /* elements in shared memory at once */
 #define GATE_LINE     (GATE_CHUNK / 4 + 1)
-#define GATE_MANY     512            /* rows that are enough for all blocks */
 #define ROUTE_THREADS 256
 
 
@@ -459,9 +458,9 @@ cu_gate(const cu_gate_t *g, const float *w, const float *bias, const float *x,
     run = (run + GATE_CHUNK - 1) / GATE_CHUNK * GATE_CHUNK;
     splits = (hidden + run - 1) / run;
 
-    each = (rows > GATE_MANY) ? splits : 1;
+    each = (rows > CU_GATE_MANY) ? splits : 1;
 
-    rc = (rows > GATE_MANY)
+    rc = (rows > CU_GATE_MANY)
          ? gate_launch<8>(w, x, rows, g->experts, hidden, run, splits, each,
                           part, stream)
          : gate_launch<2>(w, x, rows, g->experts, hidden, run, splits, each,

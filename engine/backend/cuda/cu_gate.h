@@ -16,6 +16,9 @@ extern "C" {
 #define CU_GATE_TOPK     32
 #define CU_GATE_GROUPS   64
 #define CU_GATE_SPLITS   16          /* parts that a row's elements are cut in */
+#define CU_GATE_MANY     512         /* more rows: all in one block of threads */
+#define CU_GATE_PARTS(rows)                                                   \
+    ((size_t) (rows) * ((rows) > CU_GATE_MANY ? 1 : CU_GATE_SPLITS))
 
 typedef struct {
     uint32_t  experts;
@@ -33,7 +36,7 @@ typedef struct {
 /*
  * x [rows][hidden], w [experts][hidden] and bias, [experts] or NULL, float32.
  * id and weight [rows][top_k], in order of falling choice score, among equals
- * the lower id first.  `part`: CU_GATE_SPLITS * rows * experts floats.
+ * the lower id first.  `part`: CU_GATE_PARTS(rows) * experts floats.
  */
 int cu_gate(const cu_gate_t *g, const float *w, const float *bias,
     const float *x, uint32_t rows, uint32_t hidden, float *part, int32_t *id,
