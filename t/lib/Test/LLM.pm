@@ -274,6 +274,10 @@ sub nginx_cmd {
 sub config {
     my ($self, $http, %opt) = @_;
     my $user = $> == 0 ? 'user root;' : '';
+
+    # A new binary gets nothing else of the environment.
+    my $env = ($ENV{NGINX_WRAP} // '') =~ /LD_PRELOAD/
+        ? 'env LD_PRELOAD; env ASAN_OPTIONS;' : '';
     my $workers = $self->{workers} = $opt{workers} // 1;
     my $main = $opt{main} // '';
     my $level = $opt{log} // 'info';
@@ -284,6 +288,7 @@ sub config {
     $self->write_file('nginx.conf', $self->expand(<<"CONF" . $http . "\n}\n"));
 $load
 $user
+$env
 daemon off;
 master_process on;
 worker_processes $workers;
