@@ -92,8 +92,10 @@ my ($ok) = grep { ($_->{status} // 0) == 200 } @lines;
 is("$ok->{prompt_tokens} $ok->{cached_tokens} $ok->{completion_tokens}",
    '1000 400 7', 'the usage log: tokens');
 my $full = 400 * 0.14 + 600 * 0.55 + 7 * 2.19;
-my %costs = map { sprintf('%.9f', $_ * $full / 1e6) => 1 } 1, 0.25;
-ok($costs{sprintf '%.9f', $ok->{cost}}, "the usage log: cost ($ok->{cost})");
+
+# In the window of low prices it is half a nanodollar more than it can be.
+ok((grep { abs($ok->{cost} - $_ * $full / 1e6) < 0.6e-9 } 1, 0.25),
+   "the usage log: cost ($ok->{cost})");
 
 $t->done();
 done_testing();

@@ -379,7 +379,7 @@ test_boxes(void **)
     CU_OK(cu_map_2d_ld(&to, CU_BYTES, b, 300, 20, 304, 128, 16));
 
     CU_OK(cudaMemset(b, 0xee, sizeof(in)));
-    CU_OK(CU_LAUNCH(kernel_boxes, 1, 128, 2048, NULL, from, to, 200, 9,
+    CU_OK(CU_LAUNCH(kernel_boxes, 1, 128, 2048, NULL, from, to, 208, 9,
                     (uint8_t *) p));
     cu_get(plain, p, sizeof(plain));
     cu_get(out, b, sizeof(out));
@@ -387,7 +387,7 @@ test_boxes(void **)
     for (i = 0; i < 16; i++) {
         for (j = 0; j < 128; j++) {
             r = 9 + i;
-            c = 200 + j;
+            c = 208 + j;
             want = (r < 20 && c < 300) ? in[r * 304 + c] : 0;
             assert_int_equal(plain[i * 128 + j], want);
         }
@@ -396,7 +396,7 @@ test_boxes(void **)
     for (i = 0; i < 20; i++) {
         for (j = 0; j < 304; j++) {
             assert_int_equal(out[i * 304 + j],
-                             (i >= 9 && j >= 200 && j < 300)
+                             (i >= 9 && j >= 208 && j < 300)
                              ? in[i * 304 + j] : 0xee);
         }
     }
@@ -763,6 +763,21 @@ wrong(int what)
 
 
 static void
+wrong_box(int c0)
+{
+    void         *a, *p;
+    CUtensorMap   map;
+
+    a = cu_put(NULL, 20 * 304);
+    p = cu_put(NULL, 16 * 128);
+    CU_OK(cu_map_2d_ld(&map, CU_BYTES, a, 300, 20, 304, 128, 16));
+    (void) CU_LAUNCH(kernel_boxes, 1, 128, 2048, NULL, map, map, c0, 9,
+                     (uint8_t *) p);
+    (void) cudaDeviceSynchronize();
+}
+
+
+static void
 test_wrong(void **)
 {
     int     i;
@@ -779,6 +794,7 @@ test_wrong(void **)
     cu_dies(wrong, 7, "shared memory was overwritten while a product");
     cu_dies(wrong, 8, "the others of its warpgroup to issue a product");
     cu_dies(wrong, 9, "are not shared memory of this block");
+    cu_dies(wrong_box, 200, "from element 200, not at 16 bytes");
 
     in = cu_put(NULL, 1024);
     out = cu_put(NULL, 1024);
