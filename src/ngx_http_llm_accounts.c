@@ -231,39 +231,41 @@ ngx_http_llm_accounts_bearer(ngx_str_t *value, ngx_str_t *key)
 }
 
 
-/* OpenSSL 3 searches for an algorithm at each use unless it was fetched. */
+/*
+ * One context for each process: OpenSSL 3 searches for an algorithm at each
+ * use unless it is given one that was fetched or has one from before.
+ */
 
 static ngx_int_t
 ngx_http_llm_accounts_digest(ngx_http_request_t *r, ngx_str_t *key,
     u_char *digest)
 {
-    const EVP_MD  *md;
+    static EVP_MD_CTX  *md;
 
-#if (OPENSSL_VERSION_NUMBER >= 0x30000000L)
+    if (md == NULL) {
+        md = EVP_MD_CTX_new();
 
-    static EVP_MD  *fetched;
-
-    if (fetched == NULL) {
-        fetched = EVP_MD_fetch(NULL, "SHA256", NULL);
+        if (md == NULL || EVP_DigestInit_ex(md, EVP_sha256(), NULL) != 1) {
+            goto failed;
+        }
     }
 
-    md = fetched;
-
-#else
-
-    md = EVP_sha256();
-
-#endif
-
-    if (md == NULL
-        || EVP_Digest(key->data, key->len, digest, NULL, md, NULL) != 1)
+    if (EVP_DigestUpdate(md, key->data, key->len) == 1
+        && EVP_DigestFinal_ex(md, digest, NULL) == 1
+        && EVP_DigestInit_ex(md, NULL, NULL) == 1)
     {
-        ngx_log_error(NGX_LOG_ALERT, r->connection->log, 0,
-                      "SHA-256 of an API key failed");
-        return NGX_ERROR;
+        return NGX_OK;
     }
 
-    return NGX_OK;
+failed:
+
+    EVP_MD_CTX_free(md);
+    md = NULL;
+
+    ngx_log_error(NGX_LOG_ALERT, r->connection->log, 0,
+                  "SHA-256 of an API key failed");
+
+    return NGX_ERROR;
 }
 
 

@@ -19,7 +19,6 @@ static ngx_int_t ngx_http_llm_replace(ngx_http_request_t *r);
 static ngx_int_t ngx_http_llm_replace_headers(ngx_http_request_t *r,
     ngx_http_llm_ctx_t *ctx, ngx_http_llm_error_t *err);
 static ngx_int_t ngx_http_llm_request_id(ngx_http_request_t *r);
-static ngx_table_elt_t *ngx_http_llm_request_id_find(ngx_list_t *headers);
 static ngx_int_t ngx_http_llm_request_id_valid(ngx_str_t *id);
 
 
@@ -364,9 +363,7 @@ ngx_http_llm_request_id(ngx_http_request_t *r)
 }
 
 
-/* The first that is harmless. */
-
-static ngx_table_elt_t *
+ngx_table_elt_t *
 ngx_http_llm_request_id_find(ngx_list_t *headers)
 {
     ngx_uint_t        i;

@@ -29,6 +29,7 @@ static ngx_int_t ngx_http_llm_json_value(ngx_http_llm_json_check_t *ck,
 static ngx_int_t ngx_http_llm_json_key(ngx_http_llm_json_check_t *ck,
     ngx_uint_t *seed);
 static ngx_int_t ngx_http_llm_json_quoted(ngx_http_llm_json_check_t *ck);
+static void ngx_http_llm_json_plain(ngx_http_llm_json_check_t *ck);
 static ngx_int_t ngx_http_llm_json_escape(ngx_http_llm_json_check_t *ck);
 static ngx_int_t ngx_http_llm_json_hex(ngx_http_llm_json_check_t *ck);
 static ngx_int_t ngx_http_llm_json_number(ngx_http_llm_json_check_t *ck,
@@ -205,7 +206,13 @@ ngx_http_llm_json_key(ngx_http_llm_json_check_t *ck, ngx_uint_t *seed)
 static ngx_int_t
 ngx_http_llm_json_quoted(ngx_http_llm_json_check_t *ck)
 {
-    for (ck->pos++; ck->pos < ck->last; ck->pos++) {
+    for (ck->pos++; /* void */ ; ck->pos++) {
+
+        ngx_http_llm_json_plain(ck);
+
+        if (ck->pos == ck->last) {
+            break;
+        }
 
         if (*ck->pos == '"') {
             ck->pos++;
@@ -223,6 +230,38 @@ ngx_http_llm_json_quoted(ngx_http_llm_json_check_t *ck)
     }
 
     return ngx_http_llm_json_bad(ck, "a string does not end");
+}
+
+
+/*
+ * Eight bytes at a time past those that mean nothing: neither a quote, nor a
+ * backslash, nor below a space.  A byte's top bit is set by the subtraction
+ * where it is less than what is subtracted, and by a borrow only above such a
+ * byte, so no eight bytes are passed over wrongly.
+ */
+
+static void
+ngx_http_llm_json_plain(ngx_http_llm_json_check_t *ck)
+{
+    uint64_t  word, quote, slash;
+
+    static const uint64_t  ones = 0x0101010101010101;
+
+    while (ck->last - ck->pos >= 8) {
+
+        ngx_memcpy(&word, ck->pos, 8);
+
+        quote = word ^ ones * '"';
+        slash = word ^ ones * '\\';
+
+        if ((((word - ones * 0x20) & ~word) | ((quote - ones) & ~quote)
+             | ((slash - ones) & ~slash)) & ones << 7)
+        {
+            return;
+        }
+
+        ck->pos += 8;
+    }
 }
 
 

@@ -253,6 +253,7 @@ ngx_http_llm_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_http_llm_loc_conf_t *conf = child;
 
     ngx_http_core_loc_conf_t  *clcf;
+    ngx_http_llm_main_conf_t  *lmcf;
 
     ngx_conf_merge_msec_value(conf->keepalive, prev->keepalive, 15000);
 
@@ -273,6 +274,12 @@ ngx_http_llm_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
                               CHAN_TOKENS_MAX);
 
     ngx_conf_merge_value(conf->read_body, prev->read_body, 0);
+
+    if (conf->read_body) {
+        lmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_llm_module);
+        lmcf->read_body = 1;
+    }
+
     ngx_conf_merge_ptr_value(conf->priority, prev->priority, NULL);
 
     ngx_http_llm_route_merge(prev, conf);
@@ -301,6 +308,8 @@ ngx_http_llm_init(ngx_conf_t *cf)
     if (ngx_http_llm_body_init(cf) != NGX_OK) {
         return NGX_ERROR;
     }
+
+    ngx_http_llm_variables_check(cf);
 
     return ngx_http_llm_error_init(cf);
 }

@@ -2,12 +2,12 @@
  * ngx_http_llm_module: an OpenAI-compatible endpoint inside nginx.
  *
  * A request's way, one file a step: body.c may read the body early and peek.c
- * look at it, request.c reads it else, params.c with
- * chat.c and completion.c parses it, lane.c submits it, events.c dispatches
- * what comes back, render.c makes bytes of it, output.c sends them.  engine.c
- * keeps a worker's connection to an engine, resume.c what a request needs to
- * go on with the next one.  error.c gives every error under
- * llm_pass the shape of OpenAI's error objects.
+ * look at it, endpoint.c tells what is asked for, request.c reads the body
+ * else, params.c with chat.c and completion.c parses it, lane.c submits it,
+ * events.c dispatches what comes back, render.c makes bytes of it, output.c
+ * sends them.  engine.c keeps a worker's connection to an engine, resume.c
+ * what a request needs to go on with the next one.  error.c gives every error
+ * under llm_pass the shape of OpenAI's error objects.
  *
  * Between parsing and submission the steps of policy.h may refuse a request or
  * answer it; accounts, limits and the like are modules of their own there.
@@ -55,6 +55,7 @@ typedef struct {
     ngx_array_t                prefix_zones;   /* ngx_shm_zone_t * */
     ngx_array_t                policies;   /* ngx_http_llm_policy_t, in order */
     ngx_int_t                  request_id; /* index of $request_id */
+    ngx_flag_t                 read_body;  /* somewhere */
 } ngx_http_llm_main_conf_t;
 
 typedef struct {
@@ -321,6 +322,7 @@ ngx_int_t ngx_http_llm_add_handler(ngx_conf_t *cf, ngx_http_phases phase,
  * ngx_http_llm_variables.c.  ngx_http_llm_variables() adds the module's own,
  * ngx_http_llm_add_variables() those of a table that ends with an empty name.
  * ngx_http_llm_variable_set() is a handler's good end.
+ * ngx_http_llm_variables_check() warns of one that is always empty.
  */
 
 ngx_int_t ngx_http_llm_variables(ngx_conf_t *cf);
@@ -328,6 +330,7 @@ ngx_int_t ngx_http_llm_add_variables(ngx_conf_t *cf,
     ngx_http_variable_t *vars);
 ngx_int_t ngx_http_llm_variable_set(ngx_http_variable_value_t *v,
     u_char *data, size_t len);
+void ngx_http_llm_variables_check(ngx_conf_t *cf);
 
 
 /*
@@ -436,6 +439,23 @@ ngx_int_t ngx_http_llm_body_data(ngx_http_request_t *r, u_char **data,
     size_t *size, u_char **copy);
 ngx_int_t ngx_http_llm_body_read(ngx_http_request_t *r);
 ngx_int_t ngx_http_llm_body_peek(ngx_http_request_t *r);
+
+
+/*
+ * ngx_http_llm_endpoint.c.  Which one a request asks for, and the name in
+ * models/NAME to ctx->name; else 404 or 405 with ctx->error and ctx->allow
+ * filled.
+ */
+
+typedef enum {
+    NGX_HTTP_LLM_NONE = 0,
+    NGX_HTTP_LLM_CHAT,
+    NGX_HTTP_LLM_COMPLETION,
+    NGX_HTTP_LLM_MODELS
+} ngx_http_llm_endpoint_e;
+
+ngx_int_t ngx_http_llm_endpoint(ngx_http_request_t *r,
+    ngx_http_llm_ctx_t *ctx, ngx_http_llm_endpoint_e *endpoint);
 
 
 /*
@@ -565,7 +585,8 @@ ngx_msec_t ngx_http_llm_timer_next(ngx_http_llm_ctx_t *ctx);
 /*
  * ngx_http_llm_error.c.  ngx_http_llm_put_error() renders an error object;
  * ngx_http_llm_describe() fills one for a status; ngx_http_llm_add_header()
- * appends a response header.
+ * appends a response header.  ngx_http_llm_request_id_find() is the first
+ * X-Request-Id that is harmless, NULL if there is none.
  */
 
 ngx_int_t ngx_http_llm_error_init(ngx_conf_t *cf);
@@ -573,6 +594,7 @@ void ngx_http_llm_put_error(ngx_http_llm_writer_t *w,
     const ngx_http_llm_error_t *err);
 ngx_int_t ngx_http_llm_add_header(ngx_http_request_t *r, const char *key,
     ngx_str_t *value);
+ngx_table_elt_t *ngx_http_llm_request_id_find(ngx_list_t *headers);
 void ngx_http_llm_describe(ngx_http_llm_error_t *err, ngx_uint_t status);
 ngx_int_t ngx_http_llm_unavailable(ngx_http_llm_error_t *err,
     const char *what);

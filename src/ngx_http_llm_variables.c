@@ -5,10 +5,24 @@
  */
 
 #include "ngx_http_llm_module.h"
+#include "ngx_http_llm_accounts.h"
+#include "ngx_http_llm_price.h"
+
+#include "ledger/ledger_decimal.h"
+
+
+/* Names of $llm_usage are of at most 25 bytes, its numbers of at most 20. */
+
+#define NGX_HTTP_LLM_USAGE_LEN  (15 * (25 + 2 * 20))
 
 
 static ngx_http_llm_ctx_t *ngx_http_llm_variable_asked(
     ngx_http_request_t *r);
+static char *ngx_http_llm_variable_name(ngx_http_request_t *r);
+static ngx_uint_t ngx_http_llm_variable_counted(ngx_http_llm_ctx_t *ctx,
+    uintptr_t data);
+static ngx_uint_t ngx_http_llm_variable_timed(ngx_http_llm_ctx_t *ctx,
+    uintptr_t data, uint64_t *ms);
 static ngx_int_t ngx_http_llm_variable_model(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_llm_variable_key(ngx_http_request_t *r,
@@ -19,6 +33,13 @@ static ngx_int_t ngx_http_llm_variable_time(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_llm_variable_reason(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
+static ngx_int_t ngx_http_llm_variable_usage(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data);
+static void ngx_http_llm_usage_count(ngx_http_llm_writer_t *w,
+    const char *name, ngx_http_llm_ctx_t *ctx, uintptr_t data);
+static void ngx_http_llm_usage_text(ngx_http_llm_writer_t *w,
+    const char *name, const ngx_str_t *s);
+static ngx_uint_t ngx_http_llm_usage_status(ngx_http_request_t *r);
 
 
 #define ngx_http_llm_var(name, handler, data)                                \
@@ -58,6 +79,8 @@ static ngx_http_variable_t  ngx_http_llm_vars[] = {
 
     ngx_http_llm_var("llm_finish_reason", ngx_http_llm_variable_reason, 0),
 
+    ngx_http_llm_var("llm_usage", ngx_http_llm_variable_usage, 0),
+
       ngx_http_null_variable
 };
 
@@ -85,6 +108,39 @@ ngx_http_llm_add_variables(ngx_conf_t *cf, ngx_http_variable_t *vars)
     }
 
     return NGX_OK;
+}
+
+
+/* A hash of nothing sends all requests to one server. */
+
+void
+ngx_http_llm_variables_check(ngx_conf_t *cf)
+{
+    ngx_uint_t                  i;
+    ngx_http_variable_t        *v;
+    ngx_http_llm_main_conf_t   *lmcf;
+    ngx_http_core_main_conf_t  *cmcf;
+
+    lmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_llm_module);
+
+    if (lmcf->read_body) {
+        return;
+    }
+
+    cmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_core_module);
+    v = cmcf->variables.elts;
+
+    for (i = 0; i < cmcf->variables.nelts; i++) {
+        if (v[i].name.len == sizeof("llm_prefix_key") - 1
+            && ngx_strncmp(v[i].name.data, "llm_prefix_key", v[i].name.len)
+               == 0)
+        {
+            ngx_log_error(NGX_LOG_WARN, cf->log, 0,
+                          "the \"$llm_prefix_key\" variable is always empty "
+                          "without the \"llm_read_body\" directive");
+            return;
+        }
+    }
 }
 
 
@@ -120,25 +176,35 @@ static ngx_int_t
 ngx_http_llm_variable_model(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data)
 {
-    char                *model;
-    ngx_http_llm_ctx_t  *ctx;
+    char  *model;
 
-    ctx = ngx_http_llm_variable_asked(r);
+    model = ngx_http_llm_variable_name(r);
 
-    if (ctx != NULL && ctx->parsed) {
-        model = ctx->params.model;
-
-    } else if (ctx != NULL && ctx->peek != NULL
-               && ctx->peek->model[0] != '\0')
-    {
-        model = ctx->peek->model;
-
-    } else {
+    if (model == NULL) {
         v->not_found = 1;
         return NGX_OK;
     }
 
     return ngx_http_llm_variable_set(v, (u_char *) model, ngx_strlen(model));
+}
+
+
+static char *
+ngx_http_llm_variable_name(ngx_http_request_t *r)
+{
+    ngx_http_llm_ctx_t  *ctx;
+
+    ctx = ngx_http_llm_variable_asked(r);
+
+    if (ctx != NULL && ctx->parsed) {
+        return ctx->params.model;
+    }
+
+    if (ctx != NULL && ctx->peek != NULL && ctx->peek->model[0] != '\0') {
+        return ctx->peek->model;
+    }
+
+    return NULL;
 }
 
 
@@ -183,13 +249,7 @@ ngx_http_llm_variable_count(ngx_http_request_t *r,
 
     ctx = ngx_http_get_module_ctx(r, ngx_http_llm_module);
 
-    /* No rank has computed an answer that was there already, or elsewhere. */
-
-    if (ctx == NULL || !ctx->accepted
-        || (data == offsetof(ngx_http_llm_ctx_t, rank)
-            && (ctx->engine == NULL
-                || ctx->admission == NGX_HTTP_LLM_ANSWERED)))
-    {
+    if (!ngx_http_llm_variable_counted(ctx, data)) {
         v->not_found = 1;
         return NGX_OK;
     }
@@ -205,6 +265,21 @@ ngx_http_llm_variable_count(ngx_http_request_t *r,
 }
 
 
+/* No rank has computed an answer that was there already, or elsewhere. */
+
+static ngx_uint_t
+ngx_http_llm_variable_counted(ngx_http_llm_ctx_t *ctx, uintptr_t data)
+{
+    if (ctx == NULL || !ctx->accepted) {
+        return 0;
+    }
+
+    return data != offsetof(ngx_http_llm_ctx_t, rank)
+           || (ctx->engine != NULL
+               && ctx->admission != NGX_HTTP_LLM_ANSWERED);
+}
+
+
 /* Seconds with three decimals, as $request_time. */
 
 static ngx_int_t
@@ -213,26 +288,11 @@ ngx_http_llm_variable_time(ngx_http_request_t *r,
 {
     u_char              *p, *last;
     uint64_t             ms;
-    ngx_uint_t           known;
     ngx_http_llm_ctx_t  *ctx;
 
     ctx = ngx_http_get_module_ctx(r, ngx_http_llm_module);
 
-    known = ctx != NULL && ctx->accepted;
-
-    if (known && data == offsetof(ngx_http_llm_ctx_t, queue_us)) {
-        known = ctx->engine != NULL;
-    }
-
-    if (known && data == offsetof(ngx_http_llm_ctx_t, ttft_us)) {
-        known = ctx->first;
-    }
-
-    if (known && data == offsetof(ngx_http_llm_ctx_t, tpot_us)) {
-        known = ctx->tpot;
-    }
-
-    if (!known) {
+    if (!ngx_http_llm_variable_timed(ctx, data, &ms)) {
         v->not_found = 1;
         return NGX_OK;
     }
@@ -242,11 +302,37 @@ ngx_http_llm_variable_time(ngx_http_request_t *r,
         return NGX_ERROR;
     }
 
-    ms = (*(uint64_t *) ((char *) ctx + data) + 500) / 1000;
-
     last = ngx_sprintf(p, "%uL.%03uL", ms / 1000, ms % 1000);
 
     return ngx_http_llm_variable_set(v, p, last - p);
+}
+
+
+static ngx_uint_t
+ngx_http_llm_variable_timed(ngx_http_llm_ctx_t *ctx, uintptr_t data,
+    uint64_t *ms)
+{
+    if (ctx == NULL || !ctx->accepted) {
+        return 0;
+    }
+
+    if (data == offsetof(ngx_http_llm_ctx_t, queue_us)
+        && ctx->engine == NULL)
+    {
+        return 0;
+    }
+
+    if (data == offsetof(ngx_http_llm_ctx_t, ttft_us) && !ctx->first) {
+        return 0;
+    }
+
+    if (data == offsetof(ngx_http_llm_ctx_t, tpot_us) && !ctx->tpot) {
+        return 0;
+    }
+
+    *ms = (*(uint64_t *) ((char *) ctx + data) + 500) / 1000;
+
+    return 1;
 }
 
 
@@ -265,4 +351,174 @@ ngx_http_llm_variable_reason(ngx_http_request_t *r,
 
     return ngx_http_llm_variable_set(v, (u_char *) ctx->reason,
                                      ngx_strlen(ctx->reason));
+}
+
+
+/*
+ * A line of a usage log.  nginx's log_format could put it together of the
+ * variables above, with a map for each that may be empty; that took a third of
+ * all the time that policy takes.
+ */
+
+static ngx_int_t
+ngx_http_llm_variable_usage(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data)
+{
+    char                     buf[LEDGER_DIGITS];
+    size_t                   len;
+    u_char                   duration[NGX_TIME_T_LEN + 4];
+    int64_t                  nano;
+    uint64_t                 ms;
+    ngx_str_t                id, model, reason;
+    ngx_time_t              *tp;
+    ngx_msec_int_t           took;
+    ngx_table_elt_t         *h;
+    ngx_http_llm_ctx_t      *ctx;
+    ngx_http_llm_writer_t    w;
+    ngx_http_llm_account_t  *account;
+
+    static const ngx_str_t   none;
+
+    ctx = ngx_http_get_module_ctx(r, ngx_http_llm_module);
+    account = ngx_http_llm_account(r);
+    h = ngx_http_llm_request_id_find(&r->headers_out.headers);
+
+    id = h != NULL ? h->value : none;
+
+    model.data = (u_char *) ngx_http_llm_variable_name(r);
+    model.len = model.data != NULL ? ngx_strlen(model.data) : 0;
+
+    reason.data = ctx != NULL ? (u_char *) ctx->reason : NULL;
+    reason.len = reason.data != NULL ? ngx_strlen(reason.data) : 0;
+
+    /* A byte takes six at most, as \u0001: one block has it all. */
+
+    len = id.len + model.len + reason.len;
+
+    if (account != NULL) {
+        len += account->name.len + account->tier.len;
+    }
+
+    ngx_http_llm_writer_init(&w, r->pool, NGX_HTTP_LLM_USAGE_LEN + 6 * len);
+
+    ngx_http_llm_put_literal(&w, "{\"time\":\"");
+    ngx_http_llm_put(&w, ngx_cached_http_log_iso8601.data,
+                     ngx_cached_http_log_iso8601.len);
+    ngx_http_llm_put_literal(&w, "\"");
+
+    ngx_http_llm_usage_text(&w, ",\"request_id\":", &id);
+    ngx_http_llm_usage_text(&w, ",\"account\":",
+                            account != NULL ? &account->name : &none);
+    ngx_http_llm_usage_text(&w, ",\"tier\":",
+                            account != NULL ? &account->tier : &none);
+    ngx_http_llm_usage_text(&w, ",\"model\":", &model);
+
+    ngx_http_llm_put_literal(&w, ",\"status\":");
+    ngx_http_llm_put_uint(&w, ngx_http_llm_usage_status(r));
+
+    ngx_http_llm_usage_count(&w, ",\"prompt_tokens\":", ctx,
+                             offsetof(ngx_http_llm_ctx_t, prompt_tokens));
+    ngx_http_llm_usage_count(&w, ",\"cached_tokens\":", ctx,
+                             offsetof(ngx_http_llm_ctx_t, cached_tokens));
+    ngx_http_llm_usage_count(&w, ",\"completion_tokens\":", ctx,
+                             offsetof(ngx_http_llm_ctx_t, completion_tokens));
+    ngx_http_llm_usage_count(&w, ",\"reasoning_tokens\":", ctx,
+                             offsetof(ngx_http_llm_ctx_t, reasoning_tokens));
+
+    ngx_http_llm_put_literal(&w, ",\"cost\":");
+
+    if (ctx != NULL && ngx_http_llm_cost(r, ctx, &nano) == NGX_OK) {
+        ledger_exact(buf, nano, LEDGER_NANO);
+        ngx_http_llm_put(&w, buf, ngx_strlen(buf));
+
+    } else {
+        ngx_http_llm_put_literal(&w, "null");
+    }
+
+    ngx_http_llm_put_literal(&w, ",\"ttft\":");
+
+    if (ngx_http_llm_variable_timed(ctx,
+                                    offsetof(ngx_http_llm_ctx_t, ttft_us),
+                                    &ms))
+    {
+        len = ngx_sprintf(duration, "%uL.%03uL", ms / 1000, ms % 1000)
+              - duration;
+        ngx_http_llm_put(&w, duration, len);
+
+    } else {
+        ngx_http_llm_put_literal(&w, "null");
+    }
+
+    /* as $request_time */
+
+    tp = ngx_timeofday();
+    took = (ngx_msec_int_t) ((tp->sec - r->start_sec) * 1000
+                             + (tp->msec - r->start_msec));
+    took = ngx_max(took, 0);
+
+    len = ngx_sprintf(duration, "%T.%03M", (time_t) took / 1000, took % 1000)
+          - duration;
+
+    ngx_http_llm_put_literal(&w, ",\"duration\":");
+    ngx_http_llm_put(&w, duration, len);
+
+    ngx_http_llm_usage_text(&w, ",\"finish_reason\":", &reason);
+
+    ngx_http_llm_put_literal(&w, ",\"rank\":");
+
+    if (ngx_http_llm_variable_counted(ctx, offsetof(ngx_http_llm_ctx_t, rank)))
+    {
+        ngx_http_llm_put_uint(&w, ctx->rank);
+
+    } else {
+        ngx_http_llm_put_literal(&w, "null");
+    }
+
+    ngx_http_llm_put_literal(&w, "}");
+
+    if (w.failed) {
+        return NGX_ERROR;
+    }
+
+    return ngx_http_llm_variable_set(v, w.first->buf->pos, w.size);
+}
+
+
+/* 0 for what nobody has counted. */
+
+static void
+ngx_http_llm_usage_count(ngx_http_llm_writer_t *w, const char *name,
+    ngx_http_llm_ctx_t *ctx, uintptr_t data)
+{
+    ngx_http_llm_put(w, name, ngx_strlen(name));
+    ngx_http_llm_put_uint(w, ngx_http_llm_variable_counted(ctx, data)
+                             ? *(ngx_uint_t *) ((char *) ctx + data) : 0);
+}
+
+
+static void
+ngx_http_llm_usage_text(ngx_http_llm_writer_t *w, const char *name,
+    const ngx_str_t *s)
+{
+    ngx_http_llm_put(w, name, ngx_strlen(name));
+    ngx_http_llm_put_literal(w, "\"");
+    ngx_http_llm_put_json(w, s->data, s->len);
+    ngx_http_llm_put_literal(w, "\"");
+}
+
+
+/* as $status */
+
+static ngx_uint_t
+ngx_http_llm_usage_status(ngx_http_request_t *r)
+{
+    if (r->err_status != 0) {
+        return r->err_status;
+    }
+
+    if (r->headers_out.status != 0) {
+        return r->headers_out.status;
+    }
+
+    return r->http_version == NGX_HTTP_VERSION_9 ? 9 : 0;
 }

@@ -196,9 +196,16 @@ ngx_http_llm_utf8(const u_char *p, const u_char *last)
 void
 ngx_http_llm_put_uint(ngx_http_llm_writer_t *w, uint64_t value)
 {
-    u_char  buf[NGX_INT64_LEN + 1];
+    u_char  *p, buf[NGX_INT64_LEN];
 
-    ngx_http_llm_put(w, buf, ngx_sprintf(buf, "%uL", value) - buf);
+    p = buf + NGX_INT64_LEN;
+
+    do {
+        *--p = (u_char) ('0' + value % 10);
+        value /= 10;
+    } while (value != 0);
+
+    ngx_http_llm_put(w, p, buf + NGX_INT64_LEN - p);
 }
 
 

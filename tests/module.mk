@@ -106,6 +106,16 @@ $(BUILD)/tests/test_http_scan: tests/unit/test_http_scan.c \
 	$(Q)$(CC) $(CFLAGS) $(SHIM_INC) -Isrc $(LDFLAGS) -o $@ $< \
 	    src/ngx_http_llm_scan.c -lcmocka
 
+# A request's JSON before anything is built from it, likewise.
+
+$(BUILD)/tests/test_http_json: tests/unit/test_http_json.c \
+        $(addprefix src/ngx_http_llm_,json_check.c error_set.c params.h) \
+        $(BUILD)/libllm.a | $(NGINX_TREE)/objs/Makefile
+	@mkdir -p $(@D)
+	@echo "CC $<"
+	$(Q)$(CC) $(CFLAGS) $(SHIM_INC) -Isrc $(LDFLAGS) -o $@ \
+	    $(filter %.c,$^) $(BUILD)/libllm.a $(LDLIBS) -lcmocka
+
 # Kept replies, with stand-ins for what they are made of and happen to.
 
 $(BUILD)/tests/test_http_reply: tests/unit/test_http_reply.c \

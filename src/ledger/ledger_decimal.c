@@ -115,15 +115,21 @@ static size_t
 ledger_digits(char *buf, ledger_int_t v)
 {
     size_t             n;
+    uint64_t           low;
     unsigned __int128  u;
 
     u = v < 0 ? -(unsigned __int128) v : (unsigned __int128) v;
-    n = 0;
+
+    for (n = 0; u > UINT64_MAX; u /= 10) {
+        buf[n++] = (char) ('0' + (int) (u % 10));
+    }
+
+    low = (uint64_t) u;
 
     do {
-        buf[n++] = (char) ('0' + (int) (u % 10));
-        u /= 10;
-    } while (u != 0);
+        buf[n++] = (char) ('0' + (int) (low % 10));
+        low /= 10;
+    } while (low != 0);
 
     return n;
 }

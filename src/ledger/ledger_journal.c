@@ -33,9 +33,11 @@ static size_t journal_glued(const char *line, size_t len,
 size_t
 ledger_record_put(char *buf, const ledger_record_t *r)
 {
-    int     n;
-    char    account[LEDGER_JOURNAL_LINE], amount[LEDGER_DIGITS];
-    size_t  len;
+    int          i;
+    char         account[LEDGER_JOURNAL_LINE];
+    char         time[LEDGER_DIGITS], amount[LEDGER_DIGITS];
+    size_t       len, n;
+    const char  *field[5];
 
     if (journal_id(r->id) != 0
         || journal_escape(account, sizeof(account), r->account) == 0)
@@ -43,15 +45,25 @@ ledger_record_put(char *buf, const ledger_record_t *r)
         return 0;
     }
 
-    n = snprintf(buf, LEDGER_JOURNAL_LINE,
-                 JOURNAL_MARK "%s %lld %s %s %s ",
-                 r->charge ? "charge" : "credit", (long long) r->time,
-                 ledger_exact(amount, r->nano, LEDGER_NANO), r->id, account);
+    field[0] = r->charge ? "charge" : "credit";
+    field[1] = ledger_exact(time, r->time, 0);
+    field[2] = ledger_exact(amount, r->nano, LEDGER_NANO);
+    field[3] = r->id;
+    field[4] = account;
 
-    len = (size_t) n;
+    memcpy(buf, JOURNAL_MARK, JOURNAL_MARK_LEN);
+    len = JOURNAL_MARK_LEN;
 
-    if (n < 0 || len + JOURNAL_SUM + 1 >= LEDGER_JOURNAL_LINE) {
-        return 0;
+    for (i = 0; i < 5; i++) {
+        n = strlen(field[i]);
+
+        if (len + n + 1 + JOURNAL_SUM + 1 >= LEDGER_JOURNAL_LINE) {
+            return 0;
+        }
+
+        memcpy(buf + len, field[i], n);
+        len += n;
+        buf[len++] = ' ';
     }
 
     journal_sum(buf + len, buf, len);
@@ -67,7 +79,7 @@ ledger_record_get(const char *line, size_t len, ledger_record_t *r,
     char *err)
 {
     int           i, minus;
-    char          buf[LEDGER_JOURNAL_LINE], sum[JOURNAL_SUM + 1];
+    char          buf[LEDGER_JOURNAL_LINE], sum[JOURNAL_SUM];
     char         *p, *field[6];
     ledger_int_t  n;
 
@@ -268,8 +280,17 @@ journal_id(const char *id)
 static void
 journal_sum(char *buf, const char *line, size_t len)
 {
-    snprintf(buf, JOURNAL_SUM + 1, "%016llx",
-             (unsigned long long) XXH64(line, len, 0));
+    int       i;
+    uint64_t  sum;
+
+    static const char  hex[] = "0123456789abcdef";
+
+    sum = XXH64(line, len, 0);
+
+    for (i = JOURNAL_SUM - 1; i >= 0; i--) {
+        buf[i] = hex[sum & 15];
+        sum >>= 4;
+    }
 }
 
 
