@@ -19,7 +19,7 @@ use Test::Load;
 use Time::HiRes qw/ sleep /;
 
 my $rounds = $ENV{ROUNDS} // 9;
-my $requests = 1500;
+my $requests = 5000;
 my $streams = 32;
 my $tokens = 300;
 
