@@ -74,10 +74,16 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 # Lines of: title, limit, command
 
 jobs_of() {
-    local p name
+    local p name names
 
     for p in bin/gpu_*; do
-        for name in $("$p" --list); do
+
+        if ! names=$("$p" --list); then
+            echo "'${p#bin/}, its tests' 60 $p --list"
+            continue
+        fi
+
+        for name in $names; do
             if [ $# != 0 ] \
                && [[ " $* " != *" ${p#bin/} "* ]] \
                && [[ " $* " != *" ${p#bin/}:$name "* ]]

@@ -21,8 +21,10 @@ printf '%-36s %5s %7s %6s %6s %6s %6s %6s %6s\n' kernel regs smem stack \
 
 for f in "$@"; do
     o=$out/$(basename "$f" .cu)
+    opt=
+    [ "$(basename "$f")" != cu_sample.cu ] || opt=-fmad=false   # as cuda.mk
 
-    if ! "$NVCC" $NVCCFLAGS --keep --keep-dir "$out" -Xptxas -v -cubin \
+    if ! "$NVCC" $NVCCFLAGS $opt --keep --keep-dir "$out" -Xptxas -v -cubin \
         -o "$o.cubin" "$f" > "$o.log" 2>&1
     then
         cat "$o.log"

@@ -209,8 +209,11 @@ blas_load(cuda_blas_t *blas, char *err)
         { &blas->check, "cublasLtMatmulAlgoCheck" }
     };
 
+    /* It leaves threads' destructors behind, so its code stays. */
+
     for (i = 0; i < 2 && blas->library == NULL; i++) {
-        blas->library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
+        blas->library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL
+                                         | RTLD_NODELETE);
     }
 
     if (blas->library == NULL) {
@@ -347,10 +350,15 @@ be_cuda_blas_mm(be_cuda_t *cuda, cuda_blas_t *blas, const cu_mm_t *p)
         return 1;
     }
 
+    /* Without one for these rows there is none for any. */
+
     if (blas->fixed) {
         one = s;
         one.rows = BLAS_FIXED;
-        (void) blas_plan(blas, &one);
+
+        if (blas_plan(blas, &one)->none) {
+            return 1;
+        }
     }
 
     plan = blas_plan(blas, &s);

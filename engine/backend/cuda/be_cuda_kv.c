@@ -156,7 +156,8 @@ cuda_kv_copy(be_cuda_t *cuda, be_kv_t *kv, int32_t block, void *dst,
 {
     int       rc;
     size_t    size, pitch;
-    uint8_t  *at;
+    uint8_t  *at, *stage;
+    uint32_t  i;
 
     size = kv->block_size * kv->layers;
     pitch = kv->block_size * kv->blocks;
@@ -170,16 +171,19 @@ cuda_kv_copy(be_cuda_t *cuda, be_kv_t *kv, int32_t block, void *dst,
         rc = cudaStreamWaitEvent(kv->stream, cuda->stepped, 0);
     }
 
-    if (rc == 0 && src != NULL) {
+    if (src != NULL) {
         memcpy(kv->stage, src, size);
-        rc = cudaMemcpy2DAsync(at, pitch, kv->stage, kv->block_size,
-                               kv->block_size, kv->layers,
-                               cudaMemcpyHostToDevice, kv->stream);
     }
 
-    if (rc == 0 && dst != NULL) {
-        rc = cudaMemcpy2DAsync(kv->stage, kv->block_size, at, pitch,
-                               kv->block_size, kv->layers,
+    /* One copy would do, but for its pitch, which ends at 2 GiB. */
+
+    for (i = 0; rc == 0 && i < kv->layers; i++) {
+        stage = (uint8_t *) kv->stage + i * kv->block_size;
+
+        rc = (src != NULL)
+             ? cudaMemcpyAsync(at + i * pitch, stage, kv->block_size,
+                               cudaMemcpyHostToDevice, kv->stream)
+             : cudaMemcpyAsync(stage, at + i * pitch, kv->block_size,
                                cudaMemcpyDeviceToHost, kv->stream);
     }
 

@@ -79,6 +79,12 @@ be_cuda_far_memory(be_peer_t *p, char *err)
         }
     }
 
+    /* The streams that send do not wait for the default one. */
+
+    if (rc == 0) {
+        rc = cudaDeviceSynchronize();
+    }
+
     if (rc != 0) {
         snprintf(err, ERR_LEN, "CUDA device %d: no memory for an exchange "
                  "with %u ranks of other nodes, %zu bytes each: %s",
