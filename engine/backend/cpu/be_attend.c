@@ -116,7 +116,10 @@ static void attend_merge_runs(void *ctx, uint32_t i, uint32_t worker);
 static void attend_load(const attend_job_t *job, const attend_item_t *item,
     const attend_work_t *w);
 static void attend_run(const attend_job_t *job, const attend_item_t *item,
-    const attend_work_t *w, uint32_t from, const attend_part_t *part);
+    const attend_work_t *w, uint32_t from, uint32_t next,
+    const attend_part_t *part);
+static uint32_t attend_blocks(const attend_job_t *job,
+    const attend_item_t *item, uint32_t from, const uint8_t **kv);
 static void attend_block(const attend_job_t *job, const attend_item_t *item,
     const attend_work_t *w, uint32_t from, const attend_part_t *part);
 static void attend_merge(const attend_job_t *job, uint32_t queries,
@@ -415,10 +418,10 @@ attend_whole(void *ctx, uint32_t i, uint32_t worker)
     attend_load(job, &item, &w);
 
     run = item.first / BE_RUN;
-    attend_run(job, &item, &w, run * BE_RUN, &w.all);
+    attend_run(job, &item, &w, run, run + 1, &w.all);
 
     for (run++; run <= item.last / BE_RUN; run++) {
-        attend_run(job, &item, &w, run * BE_RUN, &w.one);
+        attend_run(job, &item, &w, run, run + 1, &w.one);
         attend_merge(job, item.rows * item.heads, &w.all, &w.one);
     }
 
@@ -465,7 +468,9 @@ attend_one_run(void *ctx, uint32_t i, uint32_t worker)
 
     attend_load(job, &item, &w);
 
-    attend_run(job, &item, &w, run * BE_RUN, &part);
+    /* The threads take them in turn, more or less. */
+
+    attend_run(job, &item, &w, run, run + job->cpu->threads, &part);
 }
 
 
@@ -527,16 +532,18 @@ attend_load(const attend_job_t *job, const attend_item_t *item,
 }
 
 
-/* The run of tokens from position `from` on, for all queries. */
+/* A run of tokens, for all queries; the thread's next may be `next`. */
 
 static void
 attend_run(const attend_job_t *job, const attend_item_t *item,
-    const attend_work_t *w, uint32_t from, const attend_part_t *part)
+    const attend_work_t *w, uint32_t which, uint32_t next,
+    const attend_part_t *part)
 {
-    uint32_t        i, j, n, end;
+    uint32_t        i, j, n, from, end;
     be_run_t        run;
-    const uint8_t  *kv[BE_RUN / BE_BLOCK];
+    const uint8_t  *kv[BE_RUN / BE_BLOCK], *ahead[BE_RUN / BE_BLOCK];
 
+    from = which * BE_RUN;
     n = item->rows * item->heads;
 
     if (job->cpu->mode->run == NULL) {
@@ -569,19 +576,15 @@ attend_run(const attend_job_t *job, const attend_item_t *item,
         w->n[i] = 0;
     }
 
-    end = attend_visible(item->last, from, BE_RUN);
-
-    for (i = 0; i * BE_BLOCK < end; i++) {
-        kv[i] = job->layer + (size_t) (uint32_t)
-                             item->blocks[from / BE_BLOCK + i]
-                             * job->kv->block_size;
-    }
+    (void) attend_blocks(job, item, from, kv);
 
     run.q = w->q;
     run.m = n;
     run.k = job->kv->dim;
     run.dim = job->mla->kv_lora;
     run.kv = kv;
+    run.ahead = ahead;
+    run.n_ahead = attend_blocks(job, item, next * BE_RUN, ahead);
     run.ldkv = job->kv->row_size;
     run.first = (item->first > from) ? item->first - from : 0;
     run.n = w->n;
@@ -593,6 +596,26 @@ attend_run(const attend_job_t *job, const attend_item_t *item,
     run.work = w->work;
 
     job->cpu->mode->run(&run);
+}
+
+
+/* A run's blocks; how many tokens they have, of those that are seen. */
+
+static uint32_t
+attend_blocks(const attend_job_t *job, const attend_item_t *item,
+    uint32_t from, const uint8_t **kv)
+{
+    uint32_t  i, n;
+
+    n = attend_visible(item->last, from, BE_RUN);
+
+    for (i = 0; i * BE_BLOCK < n; i++) {
+        kv[i] = job->layer + (size_t) (uint32_t)
+                             item->blocks[from / BE_BLOCK + i]
+                             * job->kv->block_size;
+    }
+
+    return n;
 }
 
 

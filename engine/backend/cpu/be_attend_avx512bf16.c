@@ -28,7 +28,7 @@
 #define RUN_CUT    128               /* tokens */
 #define RUN_FEW    8                 /* queries */
 #define RUN_STEP   4                 /* tokens of their scores at a time */
-#define RUN_AHEAD  16                /* and to ask for */
+#define RUN_AHEAD  8192              /* bytes on, to ask for */
 #define RUN_MANY   12                /* of a register tile */
 #define RUN_COLS   32                /* columns of it */
 
@@ -88,31 +88,34 @@ be_bf16_run(const be_run_t *run)
 
 
 /*
- * Few queries wait for memory: they ask for tokens RUN_AHEAD further, into the
- * L2 cache, which has many more lines under way than the L1.
+ * The tokens come from memory, RUN_AHEAD before they are wanted; behind the
+ * last one are those of the run that may be next.
  */
 
 static void
 run_scores(const be_run_t *run, uint32_t most, float *s)
 {
-    size_t          i;
-    uint32_t        t, n, step;
-    const uint8_t  *ahead;
+    uint32_t        t, n, next, far;
+    const uint8_t  *kv, *ahead;
 
-    step = (run->m > RUN_FEW) ? BE_BLOCK : RUN_STEP;
+    far = (uint32_t) (RUN_AHEAD / run->ldkv + RUN_STEP) / RUN_STEP * RUN_STEP;
 
-    for (t = 0; t < most; t += step) {
-        n = (most - t < step) ? most - t : step;
+    for (t = 0; t < most; t += RUN_STEP) {
+        n = (most - t < RUN_STEP) ? most - t : RUN_STEP;
+        next = t + far;
+        kv = run_token(run, t);
+        ahead = kv;
 
-        if (step == RUN_STEP && t + RUN_AHEAD + RUN_STEP <= most) {
-            ahead = run_token(run, t + RUN_AHEAD);
+        if (next < most) {
+            ahead = run_token(run, next);
 
-            for (i = 0; i < RUN_STEP * run->ldkv; i += 64) {
-                _mm_prefetch(ahead + i, _MM_HINT_T1);
-            }
+        } else if (next - most < run->n_ahead) {
+            next -= most;
+            ahead = run->ahead[next / BE_BLOCK]
+                    + next % BE_BLOCK * run->ldkv;
         }
 
-        be_bf16_scores(run, run_token(run, t), n, s + t, RUN_LD);
+        be_bf16_scores(run, kv, n, ahead - kv, s + t, RUN_LD);
     }
 }
 

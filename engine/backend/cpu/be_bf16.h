@@ -25,10 +25,11 @@ bf16_loadn(const void *p, uint32_t n)
 
 /*
  * s[i][t] = q[i] . kv[t], for the queries of a run and n tokens that lie one
- * behind the other; lds in floats.
+ * behind the other; lds in floats.  Asks for what lies `ahead` bytes further,
+ * if that is not 0.
  */
 void be_bf16_scores(const be_run_t *run, const uint8_t *kv, uint32_t n,
-    float *s, size_t lds);
+    ptrdiff_t ahead, float *s, size_t lds);
 
 /* Attention's functions of the kernel table. */
 size_t be_bf16_run_size(uint32_t queries, uint32_t dim);

@@ -47,6 +47,8 @@ typedef struct {
     uint32_t               k;
     uint32_t               dim;      /* of values: the first of the k */
     const uint8_t *const  *kv;       /* blocks of BE_BLOCK tokens */
+    const uint8_t *const  *ahead;    /* those that may be wanted next */
+    uint32_t               n_ahead;  /* tokens of them, 0: not known */
     size_t                 ldkv;     /* bytes from token to token */
     uint32_t               first;
     const uint32_t        *n;

@@ -15,7 +15,7 @@
 #define BF16_ROWS  6                 /* of a register tile */
 #define BF16_COLS  4
 #define BF16_FEW   64                /* rows that may wait for memory: */
-#define BF16_AHEAD 8192              /* bytes to ask for */
+#define BF16_AHEAD 8192              /* bytes on, to ask for */
 
 
 static size_t bf16_size(uint32_t rows, uint32_t k);
@@ -99,7 +99,8 @@ bf16_load(const void *p)
 
 BE_INLINE void
 bf16_tile(const uint16_t *a, size_t lda, uint32_t k, const uint8_t *const *w,
-    float *c, size_t ldc, uint32_t n, const uint32_t rows, const int ahead)
+    float *c, size_t ldc, uint32_t n, const uint32_t rows, ptrdiff_t ahead,
+    const int ask)
 {
     vf_t      acc[BF16_ROWS][BF16_COLS];
     __m512i   b[BF16_COLS], x;
@@ -116,9 +117,8 @@ bf16_tile(const uint16_t *a, size_t lda, uint32_t k, const uint8_t *const *w,
     for (l = 0; l < k; l += BF16_PAD) {
 #pragma GCC unroll 8
         for (j = 0; j < BF16_COLS; j++) {
-            if (ahead) {
-                _mm_prefetch(w[j] + (size_t) l * 2 + BF16_AHEAD,
-                             _MM_HINT_T1);
+            if (ask) {
+                _mm_prefetch(w[j] + (size_t) l * 2 + ahead, _MM_HINT_T1);
             }
 
             b[j] = (k - l >= BF16_PAD) ? bf16_load(w[j] + (size_t) l * 2)
@@ -146,37 +146,42 @@ bf16_tile(const uint16_t *a, size_t lda, uint32_t k, const uint8_t *const *w,
 
 BE_INLINE void
 bf16_rows(const uint16_t *a, size_t lda, uint32_t k, const uint8_t *const *w,
-    float *c, size_t ldc, uint32_t n, uint32_t rows, const int ahead)
+    float *c, size_t ldc, uint32_t n, uint32_t rows, ptrdiff_t ahead,
+    const int ask)
 {
     switch (rows) {
     case 1:
-        bf16_tile(a, lda, k, w, c, ldc, n, 1, ahead);
+        bf16_tile(a, lda, k, w, c, ldc, n, 1, ahead, ask);
         break;
     case 2:
-        bf16_tile(a, lda, k, w, c, ldc, n, 2, ahead);
+        bf16_tile(a, lda, k, w, c, ldc, n, 2, ahead, ask);
         break;
     case 3:
-        bf16_tile(a, lda, k, w, c, ldc, n, 3, ahead);
+        bf16_tile(a, lda, k, w, c, ldc, n, 3, ahead, ask);
         break;
     case 4:
-        bf16_tile(a, lda, k, w, c, ldc, n, 4, ahead);
+        bf16_tile(a, lda, k, w, c, ldc, n, 4, ahead, ask);
         break;
     case 5:
-        bf16_tile(a, lda, k, w, c, ldc, n, 5, ahead);
+        bf16_tile(a, lda, k, w, c, ldc, n, 5, ahead, ask);
         break;
     default:
-        bf16_tile(a, lda, k, w, c, ldc, n, 6, ahead);
+        bf16_tile(a, lda, k, w, c, ldc, n, 6, ahead, ask);
         break;
     }
 }
 
 
-/* The first rows ask for the weights that come next, into the L2 cache. */
+/*
+ * The first rows ask for what comes next, `ahead` bytes on, into the L2 cache;
+ * 0: for nothing.  Each asks as it loads: many at once, before all of the
+ * products, took as long as memory and products one after the other.
+ */
 
 BE_INLINE void
 bf16_product(const void *act, uint32_t k, uint32_t row, uint32_t m,
     const uint8_t *w, size_t ldw, uint32_t n, float *c, size_t ldc,
-    const int ahead)
+    ptrdiff_t ahead)
 {
     float           *to;
     size_t           lda;
@@ -200,11 +205,11 @@ bf16_product(const void *act, uint32_t k, uint32_t row, uint32_t m,
             a = (const uint16_t *) act + (row + i) * lda;
             to = c + i * ldc + j;
 
-            if (ahead && i == 0) {
-                bf16_rows(a, lda, k, wj, to, ldc, cols, rows, 1);
+            if (ahead != 0 && i == 0) {
+                bf16_rows(a, lda, k, wj, to, ldc, cols, rows, ahead, 1);
 
             } else {
-                bf16_rows(a, lda, k, wj, to, ldc, cols, rows, 0);
+                bf16_rows(a, lda, k, wj, to, ldc, cols, rows, 0, 0);
             }
         }
     }
@@ -215,15 +220,16 @@ static void
 bf16_product_ahead(const void *act, uint32_t k, uint32_t row, uint32_t m,
     const uint8_t *w, size_t ldw, uint32_t n, float *c, size_t ldc)
 {
-    bf16_product(act, k, row, m, w, ldw, n, c, ldc, m <= BF16_FEW);
+    bf16_product(act, k, row, m, w, ldw, n, c, ldc,
+                 (m <= BF16_FEW) ? BF16_AHEAD : 0);
 }
 
 
 void
-be_bf16_scores(const be_run_t *run, const uint8_t *kv, uint32_t n, float *s,
-    size_t lds)
+be_bf16_scores(const be_run_t *run, const uint8_t *kv, uint32_t n,
+    ptrdiff_t ahead, float *s, size_t lds)
 {
-    bf16_product(run->q, run->k, 0, run->m, kv, run->ldkv, n, s, lds, 0);
+    bf16_product(run->q, run->k, 0, run->m, kv, run->ldkv, n, s, lds, ahead);
 }
 
 
