@@ -3,6 +3,7 @@
  * of threads and the load, and its exponential function.
  */
 
+#include <sched.h>
 #include <stdatomic.h>
 #include <time.h>
 #include <unistd.h>
@@ -94,6 +95,58 @@ test_team(void **state)
     team_rounds(3, 5000, 0);
     team_rounds(16, 1000, 0);
     team_rounds(4, 60, 200);
+}
+
+
+static void
+leader_item(void *ctx, uint32_t item, uint32_t worker)
+{
+    team_item(ctx, item, worker);
+
+    if (worker != 0) {
+        abort();
+    }
+}
+
+
+/* With one CPU for all of them helpers stay away, and can still be ended. */
+
+static void
+test_team_crowded(void **state)
+{
+    char        err[ERR_LEN];
+    uint32_t    i, r;
+    cpu_set_t   was, one;
+    be_team_t  *team;
+
+    (void) state;
+
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one);
+    assert_int_equal(sched_getaffinity(0, sizeof(was), &was), 0);
+    assert_int_equal(sched_setaffinity(0, sizeof(one), &one), 0);
+
+    team = be_team_open(3, -1, err);
+    assert_non_null(team);
+
+    job.size = 3;
+    job.nap = 2000;
+    job.n = 128;
+
+    for (r = 0; r < 40; r++) {
+        for (i = 0; i < job.n; i++) {
+            atomic_store(&job.done[i], 0);
+        }
+
+        be_team_run(team, leader_item, &job, job.n, 1000000);
+
+        for (i = 0; i < job.n; i++) {
+            assert_int_equal(atomic_load(&job.done[i]), 1);
+        }
+    }
+
+    be_team_close(team);
+    assert_int_equal(sched_setaffinity(0, sizeof(was), &was), 0);
 }
 
 
@@ -204,6 +257,7 @@ main(void)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_team),
+        cmocka_unit_test(test_team_crowded),
         cmocka_unit_test(test_team_open),
         cmocka_unit_test(test_exp)
     };

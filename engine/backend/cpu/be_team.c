@@ -44,6 +44,11 @@
 #define TEAM_ALONE_MIN   1000000
 #define TEAM_ALONE_MAX   16000000
 
+#define TEAM_AWAY_MIN    1000000
+#define TEAM_AWAY_MAX    256000000
+#define TEAM_AWAY_SOON   16        /* times that: it happened again soon */
+#define TEAM_AWAY_SLICE  32000000  /* but not sooner than that */
+
 #define TEAM_FUTEX_HELP  1u        /* futex bits: helpers, leader */
 #define TEAM_FUTEX_LEAD  2u
 
@@ -54,6 +59,9 @@ typedef struct {
     be_team_t         *team;
     uint32_t           worker;
     pthread_t          thread;
+
+    uint64_t           away;         /* ns, the last time; 0: never */
+    uint64_t           back;         /* when it came back */
 } team_helper_t;
 
 struct be_team_s {
@@ -63,7 +71,8 @@ struct be_team_s {
     char               pad1[60];
 
     _Atomic uint32_t   sleepers;
-    _Atomic int        quit;
+    _Atomic uint32_t   quit;
+    _Atomic int        cpu;          /* the leader's, at its last job */
     be_item_f          item;
     void              *ctx;
     uint32_t           n;
@@ -89,6 +98,8 @@ static _Atomic uint32_t  team_threads;
 
 static void *team_helper(void *data);
 static uint32_t team_wait_job(be_team_t *team, uint32_t seen, uint64_t *spin);
+static int team_in_the_way(be_team_t *team);
+static void team_go_away(team_helper_t *h);
 static void team_join_helpers(be_team_t *team, uint64_t usual);
 static uint32_t team_work(be_team_t *team, uint32_t worker);
 static void team_pin(int cpu);
@@ -123,6 +134,7 @@ be_team_open(uint32_t threads, int pin, char *err)
     team->size = threads;
     team->pin = pin;
     team->alone = TEAM_ALONE_MIN;
+    atomic_store(&team->cpu, -1);
 
     atomic_fetch_add(&team_threads, threads);
 
@@ -173,6 +185,7 @@ be_team_close(be_team_t *team)
     atomic_store(&team->quit, 1);
     atomic_fetch_add(&team->state, TEAM_JOB);
     team_wake(&team->state, INT_MAX, TEAM_FUTEX_HELP);
+    team_wake(&team->quit, INT_MAX, TEAM_FUTEX_HELP);
 
     for (i = 0; i < team->started; i++) {
         (void) pthread_join(team->helper[i].thread, NULL);
@@ -222,6 +235,7 @@ be_team_run(be_team_t *team, be_item_f item, void *ctx, uint32_t n,
     team->item = item;
     team->ctx = ctx;
     team->n = n;
+    atomic_store_explicit(&team->cpu, sched_getcpu(), memory_order_relaxed);
     atomic_store_explicit(&team->next, 0, memory_order_relaxed);
 
     /* The count is zero and the job closed, so nobody else writes here. */
@@ -363,6 +377,11 @@ team_helper(void *data)
 
         seen = state & ~(TEAM_JOB - 1);
 
+        if (team_in_the_way(team)) {
+            team_go_away(h);
+            continue;
+        }
+
         while ((state & TEAM_OPEN) != 0) {
             if (!atomic_compare_exchange_weak_explicit(&team->state, &state,
                      state + 1, memory_order_acquire, memory_order_relaxed))
@@ -420,6 +439,10 @@ team_wait_job(be_team_t *team, uint32_t seen, uint64_t *spin)
             team_pause();
         }
 
+        if (team_in_the_way(team)) {
+            break;
+        }
+
     } while (team_now() - from < limit);
 
     if (*spin > TEAM_SPIN_MIN) {
@@ -443,6 +466,53 @@ team_wait_job(be_team_t *team, uint32_t seen, uint64_t *spin)
     atomic_fetch_sub(&team->sleepers, 1);
 
     return state;
+}
+
+
+/*
+ * Where others take the CPUs, the system lets a thread that wakes run in place
+ * of the one that woke it: the leader then stands while a helper spins.
+ */
+
+static int
+team_in_the_way(be_team_t *team)
+{
+    return sched_getcpu()
+           == atomic_load_explicit(&team->cpu, memory_order_relaxed);
+}
+
+
+/* Nobody wakes it meanwhile; twice as long each time that it is soon again. */
+
+static void
+team_go_away(team_helper_t *h)
+{
+    uint64_t         now, soon;
+    be_team_t       *team;
+    struct timespec  until;
+
+    team = h->team;
+    now = team_now();
+    soon = TEAM_AWAY_SOON * h->away;
+    soon = (soon > TEAM_AWAY_SLICE) ? soon : TEAM_AWAY_SLICE;
+
+    if (h->away == 0 || now - h->back > soon) {
+        h->away = TEAM_AWAY_MIN;
+
+    } else if (h->away < TEAM_AWAY_MAX) {
+        h->away *= 2;
+    }
+
+    h->back = now + h->away;
+    until.tv_sec = (time_t) (h->back / 1000000000);
+    until.tv_nsec = (long) (h->back % 1000000000);
+
+    while (atomic_load_explicit(&team->quit, memory_order_relaxed) == 0
+           && team_now() < h->back)
+    {
+        (void) syscall(SYS_futex, &team->quit, FUTEX_WAIT_BITSET_PRIVATE, 0,
+                       &until, NULL, TEAM_FUTEX_HELP);
+    }
 }
 
 

@@ -6,7 +6,8 @@
  * the free cores still makes progress.
  *
  * Helpers spin a short while for the next job, then sleep on a futex; how
- * long they spin adapts.  Which thread takes which item is up to chance: an
+ * long they spin adapts.  One that finds itself on the leader's CPU has been
+ * put in its place by the system and stays away for a while.  Which thread takes which item is up to chance: an
  * item's result must not depend on it.
  */
 
