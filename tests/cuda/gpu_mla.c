@@ -382,7 +382,10 @@ test_decode(void **state)
 }
 
 
-/* One long sequence, cut into as many pieces as there are multiprocessors. */
+/*
+ * One long sequence, cut into as many pieces as there are multiprocessors: a
+ * merge reads eight parts at a time.
+ */
 
 static void
 test_split(void **state)
@@ -390,14 +393,16 @@ test_split(void **state)
     int         i;
     mla_case_t  c;
 
+    static const uint32_t  sms[] = { 7, 8, 9, 21 };
+
     (void) state;
 
-    for (i = 0; i < 2; i++) {
+    for (i = 0; i < 5; i++) {
         memset(&c, 0, sizeof(c));
         c.heads = 16;
-        c.sms = 7;
+        c.sms = sms[i % 4];
         c.wide = 1;
-        c.fixed = i;
+        c.fixed = i == 4;
         c.n_groups = 1;
         c.n_rows = 2;
         c.group[0].rows = 2;
