@@ -305,6 +305,7 @@ cli_device(cli_stack_t *st, const cli_engine_t *cli, uint32_t *blocks,
     opt.ranks = cli->ranks * cli->n_nodes;
     opt.nodes = cli->n_nodes;
     opt.weights = st->opt.weights;
+    opt.inputs = st->opt.expert_inputs;
     opt.redundant = cli->redundant;
     opt.max_rows = st->opt.max_rows;
     opt.max_logits = st->opt.max_logits;

@@ -22,6 +22,7 @@ typedef struct {
     uint32_t               prefill_chunk;
     uint32_t               speculate;
     uint32_t               weights;  /* index into plan_weights */
+    uint32_t               inputs;   /* into plan_inputs */
     uint32_t               kv_type;
     uint32_t               format;
     model_plan_options_t   opt;
@@ -41,6 +42,7 @@ static const char *const  plan_weights[] = {
 static const be_dtype_t  plan_types[] = {
     BE_F32, BE_BF16, BE_F8E4M3, BE_INT4
 };
+static const char *const  plan_inputs[] = { "auto", "bf16", "fp8", NULL };
 static const char *const  plan_kv_types[] = { "bf16", "fp8", NULL };
 static const char *const  plan_formats[] = { "text", "json", NULL };
 
@@ -70,6 +72,9 @@ cli_plan(int argc, char **argv)
         { "weights", "TYPE", CLI_WORD, &p.weights,
           "bf16, fp8, int4 (routed experts alone), or auto: as they are", 0,
           0, plan_weights },
+        { "expert-inputs", "TYPE", CLI_WORD, &p.inputs,
+          "of int4 experts: bf16, fp8 or auto, fp8 if the rest is", 0, 0,
+          plan_inputs },
         { "kv-memory", "SIZE", CLI_SIZE, &p.opt.kv_memory,
           "KV cache of each rank (default: what is left)", 1 },
         { "kv-type", "TYPE", CLI_WORD, &p.kv_type, "bf16 or fp8", 0, 0,
@@ -113,6 +118,7 @@ cli_plan(int argc, char **argv)
 
     p.opt.ranks = p.gpus * p.opt.nodes;
     p.opt.weights = plan_types[p.weights];
+    p.opt.inputs = plan_types[p.inputs];
     p.opt.kv_fp8 = p.kv_type == 1;
     p.opt.max_batch = p.max_batch;
     p.opt.max_rows = sched_max_rows(p.max_batch, p.prefill_chunk,

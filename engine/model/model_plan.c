@@ -53,6 +53,7 @@ static uint64_t plan_matrix(be_dtype_t type, uint64_t rows, uint64_t cols);
 static uint64_t plan_norms(const model_config_t *c);
 static double plan_params(const model_config_t *c);
 static uint64_t plan_expanded(const plan_t *p);
+static int plan_inputs_fp8(const plan_t *p);
 static void plan_buffers(const plan_t *p);
 static void plan_kv(const plan_t *p);
 static void plan_verdict(const plan_t *p, char *err);
@@ -392,6 +393,21 @@ plan_expanded(const plan_t *p)
 }
 
 
+/* What experts take in, as be_cuda_act_type() decides it. */
+
+static int
+plan_inputs_fp8(const plan_t *p)
+{
+    if (p->plan->expert_type == BE_INT4 && p->opt->inputs != BE_F32) {
+        return p->opt->inputs == BE_F8E4M3;
+    }
+
+    return p->plan->expert_type == BE_F8E4M3
+           || (p->plan->expert_type == BE_INT4
+               && p->plan->dense_type == BE_F8E4M3);
+}
+
+
 static void
 plan_buffers(const plan_t *p)
 {
@@ -408,7 +424,7 @@ plan_buffers(const plan_t *p)
     rows = opt->max_rows;
     all = rows * opt->ranks;
     layers = c->layers + (opt->mtp != 0);
-    fp8 = p->plan->expert_type == BE_F8E4M3;
+    fp8 = plan_inputs_fp8(p);
 
     b[MODEL_PLAN_ACTIVATIONS] = model_plan_activations(c, opt->max_rows,
                                                        opt->max_logits,

@@ -13,9 +13,9 @@
  * The largest rank counts: of E experts and R replicas over N ranks it has
  * ceil((E + R) / N) in each layer.  All other weights are on every rank.
  *
- * Exchange (cu_exchange.h): rows that other ranks send, BF16 or, for FP8
- * experts, FP8 with a scale for 128 elements, each at most once to each rank,
- * and their slots; at home one BF16 contribution for each (row, expert).  For
+ * Exchange (cu_exchange.h): rows that other ranks send, BF16 or, for experts
+ * that take them so, FP8 with a scale for 128 elements, each at most once to
+ * each rank, and their slots; at home one BF16 contribution for each (row, expert).  For
  * each rank of another node, besides: the rows that it is sent, and boxes for
  * the contributions that go there and come from it.
  * Workspace: what the experts' products take in and hand on if all rows of all
@@ -44,6 +44,8 @@ typedef struct {
     uint64_t    memory;              /* bytes of a card */
     be_dtype_t  weights;             /* BE_F32: as the checkpoint has them;
                                         BE_INT4: routed experts alone */
+    be_dtype_t  inputs;              /* of INT4 experts: BE_BF16, BE_F8E4M3, or
+                                        BE_F32: FP8 if other matrices are */
     int         kv_fp8;              /* records of 656 bytes instead of 1152 */
     uint32_t    redundant;
     uint32_t    max_rows;            /* of a step and rank */

@@ -66,6 +66,9 @@ static const char  moonlight[] =
     "\"max_position_embeddings\": 8192}";
 
 
+static be_dtype_t  inputs;           /* of INT4 experts */
+
+
 static void
 config(const char *text, model_config_t *c)
 {
@@ -90,6 +93,7 @@ work_out(const char *text, uint32_t ranks, be_dtype_t weights,
     opt.nodes = 1 + (ranks > 8);
     opt.memory = UINT64_C(81559) << 20;      /* an H100 of 80 GB */
     opt.weights = weights;
+    opt.inputs = inputs;
     opt.max_rows = 288;
     opt.max_logits = 96;
     opt.max_batch = 32;
@@ -168,6 +172,27 @@ test_v3_int4(void **state)
     assert_true(p.memory - p.total < p.kv_block);
     assert_int_equal(p.bytes[MODEL_PLAN_KV], p.kv_blocks * p.kv_block);
     assert_int_equal(p.max_context, 163840);
+
+    /* rows travel as experts take them: FP8 like all other matrices' */
+    assert_int_equal(p.bytes[MODEL_PLAN_EXCHANGE],
+                     2304 * (7168 + 224 + 32) + 288 * 8 * 7168 * 2);
+
+    inputs = BE_BF16;
+    assert_true(work_out(v3, 8, BE_INT4, &p, err));
+    assert_int_equal(p.bytes[MODEL_PLAN_EXCHANGE],
+                     2304 * (14336 + 32) + 288 * 8 * 7168 * 2);
+
+    /* of a checkpoint in BF16 if nothing else is said, or else */
+    inputs = BE_F32;
+    assert_true(work_out(moonlight, 2, BE_INT4, &p, err));
+    assert_int_equal(p.bytes[MODEL_PLAN_EXCHANGE],
+                     576 * (4096 + 24) + 288 * 6 * 2048 * 2);
+
+    inputs = BE_F8E4M3;
+    assert_true(work_out(moonlight, 2, BE_INT4, &p, err));
+    assert_int_equal(p.bytes[MODEL_PLAN_EXCHANGE],
+                     576 * (2048 + 64 + 24) + 288 * 6 * 2048 * 2);
+    inputs = BE_F32;
 }
 
 
