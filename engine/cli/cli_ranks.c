@@ -119,7 +119,7 @@ cli_ranks_open(model_t *model, const cli_ranks_options_t *opt, char *err)
     }
 
     if (cli_ranks_wait(r, err) != 0
-        || (all > 1 && cli_ranks_balance(r, err) != 0))
+        || (all > 1 && r->opt.interval >= 0 && cli_ranks_balance(r, err) != 0))
     {
         goto failed;
     }

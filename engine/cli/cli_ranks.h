@@ -29,7 +29,9 @@ typedef struct {
     int          mtp;                /* cli_ranks_draft() will be called */
     uint32_t     timeout_ms;         /* of the exchange, 0: none */
     uint32_t     redundant;          /* slots of experts beyond one each */
-    double       interval;           /* of the balancer, seconds, 0: none */
+    double       interval;           /* of the balancer, seconds; 0: it counts
+                                        only; less: there is none, and whoever
+                                        moves experts does so between steps */
     double       gain;               /* least that is worth a move, 0 … 1 */
     int          alone;              /* ranks share no weights */
     int          pack;               /* BF16 weights may be copied */

@@ -253,7 +253,7 @@ test_moved_each_step(void **state)
         for (ranks = 1; ranks <= RANKS; ranks++) {
             for (redundant = 0; redundant <= 2 * (ranks - 1); redundant += 2) {
                 for (alone = 0; alone < 2; alone++) {
-                    r = open_ranks(model, ranks, redundant, alone, 0);
+                    r = open_ranks(model, ranks, redundant, alone, -1);
 
                     for (done = 0; done < TOKENS; done += CHUNK) {
                         move_all(r, ranks, redundant, &seed);
