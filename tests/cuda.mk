@@ -30,7 +30,7 @@ $(BUILD)/emu/%.cc.o: %.cc
 $(BUILD)/emu/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	@echo "CXX $<"
-	$(Q)$(EMU_CXX) -x c++ -MMD -MP -c -o $@ $<
+	$(Q)$(EMU_CXX) -DCU_EARLY -x c++ -MMD -MP -c -o $@ $<
 
 $(BUILD)/emu/%.c.o: %.c
 	@mkdir -p $(@D)

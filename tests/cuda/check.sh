@@ -25,6 +25,11 @@ if [ "$1" = answer ]; then
     exit
 fi
 
+if [ "$1" = unlisted ]; then
+    echo "it did not list its tests"
+    exit 1
+fi
+
 # One of them: check.sh one TITLE LIMIT COMMAND…
 
 if [ "$1" = one ]; then
@@ -78,8 +83,8 @@ jobs_of() {
 
     for p in bin/gpu_*; do
 
-        if ! names=$("$p" --list); then
-            echo "'${p#bin/}, its tests' 60 $p --list"
+        if ! names=$("$p" --list) || [ -z "$names" ]; then
+            echo "'${p#bin/}, its tests' 60 $here/check.sh unlisted"
             continue
         fi
 

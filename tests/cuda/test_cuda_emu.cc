@@ -303,6 +303,19 @@ kernel_wrong(int what, char *p, int *q)
 }
 
 
+static __global__ void
+kernel_add(float *x, const float *y, int n)
+{
+    int  i;
+
+    i = (int) (blockIdx.x * blockDim.x + threadIdx.x);
+
+    if (i < n) {
+        x[i] += y[i];
+    }
+}
+
+
 static void
 wrong(int what)
 {
@@ -328,6 +341,11 @@ wrong(int what)
         char  host[100];
 
         (void) cudaMemcpy(host, host, 10, cudaMemcpyHostToDevice);
+
+    } else if (what == 25) {
+        (void) cu_launch("kernel_add", CU_DEP, kernel_add, 1, 64, 0, NULL,
+                         (float *) p, (const float *) q, 0);
+        (void) cudaDeviceSynchronize();
 
     } else {
         (void) CU_LAUNCH(kernel_wrong, 1, what == 24 ? 384 : 64, 64, NULL,
@@ -356,6 +374,7 @@ test_wrong(void **)
     cu_dies(wrong, 21, "is launched with a grid of 0 x 1 x 1");
     cu_dies(wrong, 22, "writes 1001 bytes where 1000 are left");
     cu_dies(wrong, 23, "the destination of a copy is not device memory");
+    cu_dies(wrong, 25, "launched early, and the thread ends without cu_begin");
 }
 
 
@@ -384,19 +403,6 @@ test_race(void **)
 
 
 /* --- streams and graphs ------------------------------------------------ */
-
-static __global__ void
-kernel_add(float *x, const float *y, int n)
-{
-    int  i;
-
-    i = (int) (blockIdx.x * blockDim.x + threadIdx.x);
-
-    if (i < n) {
-        x[i] += y[i];
-    }
-}
-
 
 /* A result that was not waited for is not there; events order streams. */
 

@@ -58,7 +58,8 @@ typedef struct {
 
 typedef struct {
     blas_shape_t            shape;
-    int                     none;    /* there is no algorithm */
+    int                     none;    /* 1: there is no algorithm; -1: or a call
+                                        has failed */
     cublasLtMatrixLayout_t  w;
     cublasLtMatrixLayout_t  x;
     cublasLtMatrixLayout_t  y;
@@ -350,13 +351,13 @@ be_cuda_blas_mm(be_cuda_t *cuda, cuda_blas_t *blas, const cu_mm_t *p)
         return 1;
     }
 
-    /* Without one for these rows there is none for any. */
+    /* Without an algorithm for these rows there is none for any. */
 
     if (blas->fixed) {
         one = s;
         one.rows = BLAS_FIXED;
 
-        if (blas_plan(blas, &one)->none) {
+        if (blas_plan(blas, &one)->none > 0) {
             return 1;
         }
     }
@@ -515,11 +516,13 @@ blas_plan(cuda_blas_t *blas, const blas_shape_t *s)
 
     plan->shape = *s;
     blas->n_plans++;
-    plan->none = (blas_choose(blas, plan) != 0);
+    plan->none = blas_choose(blas, plan);
 
     return plan;
 }
 
+
+/* 0, or as plan->none. */
 
 static int
 blas_choose(cuda_blas_t *blas, blas_plan_t *plan)
@@ -529,6 +532,7 @@ blas_choose(cuda_blas_t *blas, blas_plan_t *plan)
     blas_plan_t                      *same;
     cudaDataType                      type;
     blas_shape_t                      one;
+    cublasStatus_t                    rc;
     const blas_shape_t               *s;
     cublasLtMatmulDesc_t              desc;
     cublasLtMatmulHeuristicResult_t   found;
@@ -573,12 +577,12 @@ blas_choose(cuda_blas_t *blas, blas_plan_t *plan)
     }
 
     n = 0;
+    rc = blas->heuristic(blas->handle, desc, plan->w, plan->x, plan->y,
+                         plan->y, blas->preference, 1, &found, &n);
 
-    if (blas->heuristic(blas->handle, desc, plan->w, plan->x, plan->y,
-                        plan->y, blas->preference, 1, &found, &n) != 0
-        || n == 0)
-    {
-        return -1;
+    if (rc != CUBLAS_STATUS_SUCCESS || n == 0) {
+        return (rc == CUBLAS_STATUS_SUCCESS
+                || rc == CUBLAS_STATUS_NOT_SUPPORTED) ? 1 : -1;
     }
 
     plan->algo = found.algo;

@@ -18,6 +18,8 @@ exchange_send(cu_exchange_t e, cu_peers_t to, cu_exchange_send_t s)
     uint4        *y;
     const uint4  *x;
 
+    cu_begin();
+
     row = blockIdx.x;
     d = blockIdx.y;
 
@@ -96,6 +98,8 @@ exchange_pairs(cu_exchange_t e, cu_peers_t peers, cu_exchange_pairs_t p)
 
     CU_STATIC_SHARED(uint32_t, count, [EX_THREADS / 32]);
     CU_STATIC_SHARED(uint32_t, below, [EX_THREADS / 32]);
+
+    cu_begin();
 
     warp = threadIdx.x / 32;
     lane = threadIdx.x % 32;
@@ -199,6 +203,8 @@ exchange_take(cu_exchange_t e, const uint8_t *x, const float *scale,
     uint4        *y;
     const uint4  *v;
 
+    cu_begin();
+
     if (blockIdx.x >= *n) {
         return;
     }
@@ -240,6 +246,8 @@ exchange_return(cu_exchange_t e, const uint16_t *stage, uint16_t *const *to,
     uint16_t        *y;
     const uint16_t  *x;
 
+    cu_begin();
+
     if (blockIdx.x >= *n) {
         return;
     }
@@ -280,6 +288,8 @@ exchange_widen(cu_exchange_t e, const uint16_t *inbox, float *contrib)
     size_t    at;
     uint32_t  i;
 
+    cu_begin();
+
     at = (size_t) blockIdx.x * e.hidden;
 
     for (i = threadIdx.x; i < e.hidden; i += EX_COPY) {
@@ -310,6 +320,8 @@ exchange_home(cu_exchange_t e, cu_exchange_home_t h, float *contrib)
     uint32_t         i, r;
     const float     *exact;
     const uint16_t  *x;
+
+    cu_begin();
 
     for (r = 0; r < e.ranks; r++) {
         if (h.slot[r] != NULL && h.slot[r][blockIdx.x] >= 0) {

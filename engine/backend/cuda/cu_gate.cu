@@ -66,6 +66,8 @@ gate_logits(const float *w, const float *x, uint32_t rows, uint32_t experts,
 
     CU_SHARED(float4, tiles);
 
+    cu_begin();
+
     tx = tiles;                      /* [TR * 8][GATE_LINE] */
     tw = tiles + TR * 8 * GATE_LINE; /* [GATE_EXPERTS][GATE_LINE] */
 
@@ -378,6 +380,8 @@ gate_choose(cu_gate_t g, const float *bias, const float *part, uint32_t rows,
     CU_STATIC_SHARED(float, chosen, [CU_GATE_TOPK]);
     CU_STATIC_SHARED(uint32_t, taken, [CU_GATE_EXPERTS / 32]);
 
+    cu_begin();
+
     part += (size_t) blockIdx.x * g.experts;
     id += (size_t) blockIdx.x * g.top_k;
     weight += (size_t) blockIdx.x * g.top_k;
@@ -506,6 +510,8 @@ route_sort(cu_route_t r)
 
     CU_STATIC_SHARED(uint32_t, count, [ROUTE_THREADS / 32]);
     CU_STATIC_SHARED(uint32_t, below, [ROUTE_THREADS / 32]);
+
+    cu_begin();
 
     warp = threadIdx.x / 32;
     lane = threadIdx.x % 32;

@@ -635,7 +635,7 @@ gemm_kernel(const __grid_constant__ gemm_args_t a,
         cu_fence_init();
     }
 
-    cu_dep_wait();
+    cu_begin();
 
     if (threadIdx.x < 32) {
         gemm_count<NT>(a, &head);

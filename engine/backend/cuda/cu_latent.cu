@@ -18,6 +18,8 @@ latent_rope(cu_batch_t b, const float *freq, uint32_t rope, float mscale,
     double    angle, c, s;
     uint32_t  i, pos;
 
+    cu_begin();
+
     pos = b.pos[blockIdx.x];
     pos = (pos == CU_NO_ROW) ? 0 : pos;
     table += (size_t) blockIdx.x * rope;
@@ -64,6 +66,8 @@ latent_cache(cu_latent_t l, cu_batch_t b, const float *table, const float *w,
     const float  *x, *t;
 
     CU_STATIC_SHARED(float, part, [32]);
+
+    cu_begin();
 
     pos = b.pos[blockIdx.x];
 
@@ -112,6 +116,8 @@ latent_cache_fp8(cu_latent_t l, cu_batch_t b, const float *table,
     const float  *x, *t;
 
     CU_STATIC_SHARED(float, part, [32]);
+
+    cu_begin();
 
     pos = b.pos[blockIdx.x];
 
@@ -189,6 +195,8 @@ latent_query(cu_latent_t l, const float *table, const float *q, uint16_t *qn,
     uint32_t      i;
     const float  *t;
 
+    cu_begin();
+
     head = (size_t) blockIdx.x * l.heads + blockIdx.y;
     q += head * (l.nope + l.rope);
     qn += head * l.nope;
@@ -238,6 +246,8 @@ latent_attend(cu_latent_t l, cu_batch_t b, float scale, const uint16_t *ql,
     CU_STATIC_SHARED(float, part, [32]);
     CU_STATIC_SHARED(float, prob, [LATENT_RUN]);
     CU_SHARED(float, q);
+
+    cu_begin();
 
     pos = b.pos[blockIdx.x];
 

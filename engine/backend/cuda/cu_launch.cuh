@@ -7,17 +7,22 @@
  *     kernel(int *p) {
  *         CU_STATIC_SHARED(float, sum, [32]);
  *         CU_SHARED(tiles_t, tiles);        dynamic, aligned to 1024
+ *
+ *         cu_begin();                       before memory is touched
  *         ...
  *     }
  *
  *     return CU_LAUNCH(kernel, grid, block, smem_bytes, stream, p);
  *
- * A launch returns a cudaError_t as int.  CU_LAUNCH_DEP is the same with
- * programmatic dependent launch: the kernel may start before what is queued
- * in front of it is done, and calls cu_dep_wait() (cu_ptx.cuh) before it
- * touches memory.  CU_LAUNCH_COOP has all blocks on the device at once, for
- * kernels whose blocks wait for each other.  Kernels with commas in their
- * template arguments go in parentheses.
+ * A launch returns a cudaError_t as int.  CU_LAUNCH_COOP has all blocks on
+ * the device at once, for kernels whose blocks wait for each other.  Kernels
+ * with commas in their template arguments go in parentheses.
+ *
+ * With CU_EARLY (make CUDA_EARLY=1) launches are programmatic dependent ones:
+ * a kernel is brought onto the device while the one in front of it still runs,
+ * and waits in cu_begin() until that is done; from then on the kernel behind it
+ * may come.  The emulator always has it, and does not let threads end without.
+ * It has not run on a GPU.
  *
  * CU_SMEM(kernel, bytes) raises the limit of dynamic shared memory, needed
  * above 48 KB, once for each kernel.
@@ -38,15 +43,17 @@
 #define CU_DEP    1
 #define CU_COOP   2
 
+#ifdef CU_EARLY
+#define CU_USUAL  CU_DEP
+#else
+#define CU_USUAL  CU_PLAIN
+#endif
+
 #define CU_SMEM_MAX   232448         /* dynamic, of a block on sm_90 */
 #define CU_SMEM_HALF  115712         /* of two blocks on a multiprocessor */
 
 #define CU_LAUNCH(kernel, grid, block, smem, stream, ...)                     \
-    cu_launch(#kernel, CU_PLAIN, kernel, grid, block, smem, stream,           \
-              ##__VA_ARGS__)
-
-#define CU_LAUNCH_DEP(kernel, grid, block, smem, stream, ...)                 \
-    cu_launch(#kernel, CU_DEP, kernel, grid, block, smem, stream,             \
+    cu_launch(#kernel, CU_USUAL, kernel, grid, block, smem, stream,           \
               ##__VA_ARGS__)
 
 #define CU_LAUNCH_COOP(kernel, grid, block, smem, stream, ...)                \
@@ -76,6 +83,16 @@ extern __shared__ __align__(1024) unsigned char  cu_dynamic_shared[];
 #define CU_SMEM(kernel, bytes)                                                \
     ((int) cudaFuncSetAttribute((const void *) (kernel),                      \
         cudaFuncAttributeMaxDynamicSharedMemorySize, (int) (bytes)))
+
+
+static __device__ __forceinline__ void
+cu_begin(void)
+{
+#ifdef CU_EARLY
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
 
 
 template <typename... P, typename... A>

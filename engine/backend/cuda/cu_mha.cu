@@ -446,6 +446,8 @@ mha_kernel(const __grid_constant__ mha_args_t a,
         cu_fence_init();
     }
 
+    cu_begin();
+
     __syncthreads();
 
     if (threadIdx.x >= 256) {
@@ -538,6 +540,8 @@ mha_gather(const uint8_t *kv, int fp8, const int32_t *table, uint32_t from,
     const uint8_t   *r;
     const uint16_t  *h;
 
+    cu_begin();
+
     t = blockIdx.x;
     c += (size_t) t * CU_MLA_LORA;
     rope += (size_t) t * CU_MHA_ROPE;
@@ -586,6 +590,8 @@ mha_turn(const uint16_t *w, uint32_t rows, uint32_t cols, uint32_t ld,
     uint32_t  i, r, c;
 
     CU_STATIC_SHARED(uint16_t, tile, [32][33]);
+
+    cu_begin();
 
     w += (size_t) blockIdx.z * rows * ld;
     to += (size_t) blockIdx.z * rows * cols;

@@ -289,6 +289,8 @@ mla_kernel(const __grid_constant__ CUtensorMap q,
         cu_fence_init();
     }
 
+    cu_begin();
+
     __syncthreads();
 
     /* the block has 168 for each thread, 504 for three warpgroups */

@@ -90,6 +90,8 @@ merge_kernel(const merge_args_t a)
     uint32_t               i, n, row;
     const cu_mla_merge_t  *m;
 
+    cu_begin();
+
     n = *a.n_merge * CU_MLA_TILE;
 
     for (i = blockIdx.x; i < n; i += gridDim.x) {

@@ -149,6 +149,8 @@ mm_simple(cu_mm_t p)
     uint32_t   row, col, b;
     uint16_t  *h;
 
+    cu_begin();
+
     row = blockIdx.x;
     col = blockIdx.y * MM_THREADS + threadIdx.x;
     b = blockIdx.z;
@@ -193,6 +195,8 @@ mm_grouped(cu_mm_grouped_t p)
 {
     float     *y, v;
     uint32_t   row, col, low, high, mid;
+
+    cu_begin();
 
     row = blockIdx.x;
     col = blockIdx.y * MM_THREADS + threadIdx.x;

@@ -178,26 +178,6 @@ cu_elect(void)
 }
 
 
-/* --- programmatic dependent launch (CU_LAUNCH_DEP) --------------------- */
-
-/* Until what is queued in front is done and its writes are seen. */
-
-CU_FN void
-cu_dep_wait(void)
-{
-    asm volatile ("griddepcontrol.wait;" ::: "memory");
-}
-
-
-/* The kernel behind this one may start. */
-
-CU_FN void
-cu_dep_launch(void)
-{
-    asm volatile ("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
-
 /* --- registers --------------------------------------------------------- */
 
 /* Of all warps of a warpgroup; N is a multiple of 8, 24 to 256. */

@@ -18,6 +18,8 @@ rows_embed(const void *table, int wide, cu_batch_t b, uint32_t dim, float *y)
     const float     *f;
     const uint16_t  *h;
 
+    cu_begin();
+
     from = (size_t) (uint32_t) b.id[blockIdx.x] * dim;
     f = (const float *) table + from;
     h = (const uint16_t *) table + from;
@@ -47,6 +49,8 @@ rows_gather(const float *x, const uint32_t *row, uint32_t dim, float *y)
 {
     uint32_t  i;
 
+    cu_begin();
+
     x += (size_t) row[blockIdx.x] * dim;
     y += (size_t) blockIdx.x * dim;
 
@@ -73,6 +77,8 @@ static __global__ void
 rows_join(const float *a, const float *b, uint32_t dim, float *y)
 {
     uint32_t  i;
+
+    cu_begin();
 
     a += (size_t) blockIdx.x * dim;
     b += (size_t) blockIdx.x * dim;
@@ -197,6 +203,8 @@ rows_norm(const float *w, float eps, const float *x, uint32_t dim, float *y,
     CU_STATIC_SHARED(float, part, [32]);
     CU_SHARED(float, row);
 
+    cu_begin();
+
     four = rows_by_four(x, dim) && rows_by_four(w, dim) && rows_by_four(y, dim);
     x += (size_t) blockIdx.x * dim;
     y += (y != NULL) ? (size_t) blockIdx.x * dim : 0;
@@ -280,6 +288,8 @@ rows_act(cu_src_t s, cu_act_t act)
     uint32_t      i, k, lane;
     const float  *x, *up;
 
+    cu_begin();
+
     if (s.n != NULL && blockIdx.x >= *s.n) {
         return;
     }
@@ -344,6 +354,8 @@ rows_combine(const T *c, const float *weight, uint32_t top_k, uint32_t dim,
     float     sum;
     uint32_t  i, k;
 
+    cu_begin();
+
     i = blockIdx.y * ROWS_THREADS + threadIdx.x;
 
     if (i >= dim) {
@@ -374,6 +386,8 @@ rows_combine_4(const T *c, const float *weight, uint32_t top_k, uint32_t dim,
     float4    sum;
     uint32_t  i, k, n, j;
     T4        v[8];
+
+    cu_begin();
 
     i = blockIdx.y * ROWS_THREADS + threadIdx.x;
 

@@ -401,6 +401,8 @@ sample_draw(const float *logits, uint32_t vocab, const uint8_t *known,
 
     CU_SHARED(sample_shared_t, s);
 
+    cu_begin();
+
     r.row = logits + (size_t) blockIdx.x * vocab;
     r.known = known;
     r.vocab = vocab;

@@ -39,7 +39,8 @@ CUDA_LIBS := $(firstword $(wildcard $(addprefix $(strip $(CUDA_HOME))/, \
 
 NVCCFLAGS := -std=c++17 -O3 --compress-mode=size -Iengine \
              -gencode arch=compute_90a,code=sm_90a \
-             $(if $(RACECHECK),-DCU_RACECHECK) -Werror all-warnings -Xcompiler -Wall,-Werror,-fno-exceptions,-fno-threadsafe-statics
+             $(if $(RACECHECK),-DCU_RACECHECK) \
+             $(if $(CUDA_EARLY),-DCU_EARLY) -Werror all-warnings -Xcompiler -Wall,-Werror,-fno-exceptions,-fno-threadsafe-statics
 
 # The same draws as the CPU's: no multiplication and addition becomes one.
 $(BUILD)/engine/backend/cuda/cu_sample.cu.o: NVCC_OPT := -fmad=false

@@ -85,6 +85,13 @@ cu_launch(const char *name, int how, void (*kernel)(P...), dim3 grid,
 }
 
 
+static inline void
+cu_begin(void)
+{
+    emu_self->begun = 1;
+}
+
+
 /* --- barriers and warps ------------------------------------------------ */
 
 static inline void

@@ -128,18 +128,6 @@ cu_elect(void)
 }
 
 
-CU_FN void
-cu_dep_wait(void)
-{
-}
-
-
-CU_FN void
-cu_dep_launch(void)
-{
-}
-
-
 template <int N>
 CU_FN void
 cu_regs_more(void)

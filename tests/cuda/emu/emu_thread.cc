@@ -24,6 +24,7 @@
 #define EMU_RESIDENT   2             /* blocks at a time */
 #define EMU_POLL_TIME  60            /* seconds of polling and nothing else */
 #define EMU_KICK       1000          /* looks without change */
+#define EMU_DEP        1             /* CU_DEP, CU_COOP */
 #define EMU_COOP       2
 
 #define LIVE(block)    ((block)->n_threads - (block)->n_done)
@@ -240,6 +241,11 @@ thread_run(void)
     emu_fiber_enter(&emu_home, &t->fiber);
 
     emu_body(emu_body_ctx);
+
+    if (t->block->launch->how == EMU_DEP && !t->begun) {
+        emu_fatal("the kernel is launched early, and the thread ends without "
+                  "cu_begin()");
+    }
 
     /* a barrier of all threads is one of those that are left */
 

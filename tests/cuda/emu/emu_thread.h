@@ -89,6 +89,7 @@ typedef struct {
 
     uint32_t       wgmma;            /* operations issued */
     int            fenced;           /* wgmma.fence since registers changed */
+    int            begun;            /* cu_begin() */
 } emu_thread_t;
 
 typedef struct {
