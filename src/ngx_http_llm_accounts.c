@@ -233,34 +233,36 @@ ngx_http_llm_accounts_bearer(ngx_str_t *value, ngx_str_t *key)
 
 /*
  * One context for each process: OpenSSL 3 searches for an algorithm at each
- * use unless it is given one that was fetched or has one from before.
+ * use unless it was fetched, and makes a context of it.
  */
 
 static ngx_int_t
 ngx_http_llm_accounts_digest(ngx_http_request_t *r, ngx_str_t *key,
     u_char *digest)
 {
-    static EVP_MD_CTX  *md;
+    static EVP_MD_CTX    *md;
+    static const EVP_MD  *sha256;
 
     if (md == NULL) {
         md = EVP_MD_CTX_new();
-
-        if (md == NULL || EVP_DigestInit_ex(md, EVP_sha256(), NULL) != 1) {
-            goto failed;
-        }
     }
 
-    if (EVP_DigestUpdate(md, key->data, key->len) == 1
-        && EVP_DigestFinal_ex(md, digest, NULL) == 1
-        && EVP_DigestInit_ex(md, NULL, NULL) == 1)
+    if (sha256 == NULL) {
+#if (OPENSSL_VERSION_NUMBER >= 0x30000000L)
+        sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
+#else
+        sha256 = EVP_sha256();
+#endif
+    }
+
+    if (md != NULL
+        && sha256 != NULL
+        && EVP_DigestInit_ex(md, sha256, NULL) == 1
+        && EVP_DigestUpdate(md, key->data, key->len) == 1
+        && EVP_DigestFinal_ex(md, digest, NULL) == 1)
     {
         return NGX_OK;
     }
-
-failed:
-
-    EVP_MD_CTX_free(md);
-    md = NULL;
 
     ngx_log_error(NGX_LOG_ALERT, r->connection->log, 0,
                   "SHA-256 of an API key failed");

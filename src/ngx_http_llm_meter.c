@@ -567,7 +567,14 @@ ngx_http_llm_meter_merge_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_http_llm_meter_conf_t *prev = parent;
     ngx_http_llm_meter_conf_t *conf = child;
 
+    ngx_http_llm_main_conf_t  *lmcf;
+
     ngx_conf_merge_value(conf->on, prev->on, 0);
+
+    if (conf->on) {
+        lmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_llm_module);
+        lmcf->read_body = 1;
+    }
 
     return NGX_CONF_OK;
 }

@@ -55,7 +55,7 @@ typedef struct {
     ngx_array_t                prefix_zones;   /* ngx_shm_zone_t * */
     ngx_array_t                policies;   /* ngx_http_llm_policy_t, in order */
     ngx_int_t                  request_id; /* index of $request_id */
-    ngx_flag_t                 read_body;  /* somewhere */
+    ngx_flag_t                 read_body;  /* early, somewhere */
 } ngx_http_llm_main_conf_t;
 
 typedef struct {

@@ -137,7 +137,7 @@ ngx_http_llm_variables_check(ngx_conf_t *cf)
         {
             ngx_log_error(NGX_LOG_WARN, cf->log, 0,
                           "the \"$llm_prefix_key\" variable is always empty "
-                          "without the \"llm_read_body\" directive");
+                          "without \"llm_read_body\" or \"llm_meter\"");
             return;
         }
     }
@@ -476,7 +476,7 @@ ngx_http_llm_variable_usage(ngx_http_request_t *r,
 
     ngx_http_llm_put_literal(&w, "}");
 
-    if (w.failed) {
+    if (w.failed || w.first->next != NULL) {
         return NGX_ERROR;
     }
 
@@ -507,18 +507,10 @@ ngx_http_llm_usage_text(ngx_http_llm_writer_t *w, const char *name,
 }
 
 
-/* as $status */
+/* As $status, but 0 where that is 009. */
 
 static ngx_uint_t
 ngx_http_llm_usage_status(ngx_http_request_t *r)
 {
-    if (r->err_status != 0) {
-        return r->err_status;
-    }
-
-    if (r->headers_out.status != 0) {
-        return r->headers_out.status;
-    }
-
-    return r->http_version == NGX_HTTP_VERSION_9 ? 9 : 0;
+    return r->err_status != 0 ? r->err_status : r->headers_out.status;
 }

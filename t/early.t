@@ -373,12 +373,11 @@ like($t->request('POST', "/dead/$chat", $say)->{headers}{'x-node'} // '',
 my $hash = 'upstream u { server 127.0.0.1:1; hash $llm_prefix_key; }'
            . ' server { location / { proxy_pass http://u; %s } }';
 
-for my $read (0, 1) {
-    my ($ok, $out) = $dry->config_test(
-        sprintf $hash, $read ? 'llm_read_body on;' : '');
-    ok($ok, "the key, llm_read_body $read: accepted") or diag $out;
-    is($out =~ /\$llm_prefix_key" variable is always empty/ ? 0 : 1, $read,
-       "the key, llm_read_body $read: warned of") or diag $out;
+for my $read ('', 'llm_read_body on;', 'llm_meter on;') {
+    my ($ok, $out) = $dry->config_test(sprintf $hash, $read);
+    ok($ok, "the key, $read: accepted") or diag $out;
+    is($out =~ /\$llm_prefix_key" variable is always empty/ ? '' : 'none',
+       $read ? 'none' : '', "the key, $read: warned of") or diag $out;
 }
 
 # Priorities.

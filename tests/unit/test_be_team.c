@@ -109,7 +109,7 @@ leader_item(void *ctx, uint32_t item, uint32_t worker)
 }
 
 
-/* With one CPU for all of them helpers stay away, and can still be ended. */
+/* With one CPU for all of them helpers stay away. */
 
 static void
 test_team_crowded(void **state)

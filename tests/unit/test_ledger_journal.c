@@ -117,10 +117,9 @@ test_record(void **unused)
     strcpy(a.account, "b%o b\xc3\xa9\n");
     len = ledger_record_put(line, &a);
     line[len] = '\0';
-    assert_non_null(strstr(line, "L1 charge 1700000001 -0.000123456 "
-                           "00000000000000000000000000000001 "
-                           "b%25o%20b%C3%A9%0A "));
-    assert_int_equal(line[len - 1], '\n');
+    assert_string_equal(line, "L1 charge 1700000001 -0.000123456 "
+                        "00000000000000000000000000000001 "
+                        "b%25o%20b%C3%A9%0A 3d177543f14fc209\n");
     assert_int_equal(ledger_record_get(line, len - 1, &b, err), 0);
     assert_true(same(&a, &b));
 

@@ -428,7 +428,7 @@ team_wait_job(be_team_t *team, uint32_t seen, uint64_t *spin)
 
     do {
         for (i = 0; i < 16; i++) {
-            state = atomic_load_explicit(&team->state, memory_order_relaxed);
+            state = atomic_load_explicit(&team->state, memory_order_acquire);
 
             if ((state & ~(TEAM_JOB - 1)) != seen) {
                 *spin = (*spin * 2 < TEAM_SPIN_MAX) ? *spin * 2
@@ -477,8 +477,11 @@ team_wait_job(be_team_t *team, uint32_t seen, uint64_t *spin)
 static int
 team_in_the_way(be_team_t *team)
 {
-    return sched_getcpu()
-           == atomic_load_explicit(&team->cpu, memory_order_relaxed);
+    int  cpu;
+
+    cpu = atomic_load_explicit(&team->cpu, memory_order_relaxed);
+
+    return cpu >= 0 && sched_getcpu() == cpu;
 }
 
 

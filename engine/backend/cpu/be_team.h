@@ -7,8 +7,8 @@
  *
  * Helpers spin a short while for the next job, then sleep on a futex; how
  * long they spin adapts.  One that finds itself on the leader's CPU has been
- * put in its place by the system and stays away for a while.  Which thread takes which item is up to chance: an
- * item's result must not depend on it.
+ * put in its place by the system and stays away for a while.  Which thread
+ * takes which item is up to chance: an item's result must not depend on it.
  */
 
 #ifndef BE_TEAM_H
