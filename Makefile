@@ -13,6 +13,8 @@
 #   SANITIZE=thread thread sanitizer
 #   NGINX_SRC=DIR   an nginx source tree instead of Debian's nginx-dev
 #   CUDA_HOME=DIR   a CUDA toolkit, 12.9 or newer; CUDA_HOME= leaves it out
+#   CUDA_EARLY=1    kernels that are launched early (engine/backend/cuda/
+#                   cu_launch.cuh), not yet run on a GPU
 
 MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
