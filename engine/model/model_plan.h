@@ -15,9 +15,9 @@
  *
  * Exchange (cu_exchange.h): rows that other ranks send, BF16 or, for experts
  * that take them so, FP8 with a scale for 128 elements, each at most once to
- * each rank, and their slots; at home one BF16 contribution for each (row, expert).  For
- * each rank of another node, besides: the rows that it is sent, and boxes for
- * the contributions that go there and come from it.
+ * each rank, and their slots; at home one BF16 contribution for each (row,
+ * expert).  For each rank of another node, besides: the rows that it is sent,
+ * and boxes for the contributions that go there and come from it.
  * Workspace: what the experts' products take in and hand on if all rows of all
  * ranks come here, what a dense MLP does, keys and values of BE_EXPAND_TOKENS
  * tokens where prompts are expanded, and a quarter more, by which such
