@@ -13,7 +13,9 @@
 
 /* Names of $llm_usage are of at most 25 bytes, its numbers of at most 20. */
 
-#define NGX_HTTP_LLM_USAGE_LEN  (15 * (25 + 2 * 20))
+#define NGX_HTTP_LLM_USAGE_LEN    (15 * (25 + 2 * 20))
+
+#define NGX_HTTP_LLM_SECONDS_LEN  (NGX_INT64_LEN + 4)
 
 
 static ngx_http_llm_ctx_t *ngx_http_llm_variable_asked(
@@ -21,6 +23,7 @@ static ngx_http_llm_ctx_t *ngx_http_llm_variable_asked(
 static char *ngx_http_llm_variable_name(ngx_http_request_t *r);
 static ngx_uint_t ngx_http_llm_variable_counted(ngx_http_llm_ctx_t *ctx,
     uintptr_t data);
+static u_char *ngx_http_llm_variable_seconds(u_char *p, uint64_t ms);
 static ngx_uint_t ngx_http_llm_variable_timed(ngx_http_llm_ctx_t *ctx,
     uintptr_t data, uint64_t *ms);
 static ngx_int_t ngx_http_llm_variable_model(ngx_http_request_t *r,
@@ -35,8 +38,13 @@ static ngx_int_t ngx_http_llm_variable_reason(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_llm_variable_usage(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
+static void ngx_http_llm_usage_numbers(ngx_http_llm_writer_t *w,
+    ngx_http_request_t *r, ngx_http_llm_ctx_t *ctx);
 static void ngx_http_llm_usage_count(ngx_http_llm_writer_t *w,
-    const char *name, ngx_http_llm_ctx_t *ctx, uintptr_t data);
+    const char *name, ngx_http_llm_ctx_t *ctx, uintptr_t data,
+    const char *unknown);
+static void ngx_http_llm_usage_seconds(ngx_http_llm_writer_t *w,
+    uint64_t ms);
 static void ngx_http_llm_usage_text(ngx_http_llm_writer_t *w,
     const char *name, const ngx_str_t *s);
 static ngx_uint_t ngx_http_llm_usage_status(ngx_http_request_t *r);
@@ -280,8 +288,6 @@ ngx_http_llm_variable_counted(ngx_http_llm_ctx_t *ctx, uintptr_t data)
 }
 
 
-/* Seconds with three decimals, as $request_time. */
-
 static ngx_int_t
 ngx_http_llm_variable_time(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data)
@@ -297,14 +303,23 @@ ngx_http_llm_variable_time(ngx_http_request_t *r,
         return NGX_OK;
     }
 
-    p = ngx_pnalloc(r->pool, NGX_INT64_LEN + 4);
+    p = ngx_pnalloc(r->pool, NGX_HTTP_LLM_SECONDS_LEN);
     if (p == NULL) {
         return NGX_ERROR;
     }
 
-    last = ngx_sprintf(p, "%uL.%03uL", ms / 1000, ms % 1000);
+    last = ngx_http_llm_variable_seconds(p, ms);
 
     return ngx_http_llm_variable_set(v, p, last - p);
+}
+
+
+/* With three decimals, as $request_time; where they end. */
+
+static u_char *
+ngx_http_llm_variable_seconds(u_char *p, uint64_t ms)
+{
+    return ngx_sprintf(p, "%uL.%03uL", ms / 1000, ms % 1000);
 }
 
 
@@ -364,26 +379,23 @@ static ngx_int_t
 ngx_http_llm_variable_usage(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data)
 {
-    char                     buf[LEDGER_DIGITS];
-    size_t                   len;
-    u_char                   duration[NGX_TIME_T_LEN + 4];
-    int64_t                  nano;
-    uint64_t                 ms;
-    ngx_str_t                id, model, reason;
-    ngx_time_t              *tp;
-    ngx_msec_int_t           took;
-    ngx_table_elt_t         *h;
-    ngx_http_llm_ctx_t      *ctx;
-    ngx_http_llm_writer_t    w;
-    ngx_http_llm_account_t  *account;
+    size_t                         len;
+    ngx_str_t                      time, id, model, reason;
+    ngx_table_elt_t               *h;
+    ngx_http_llm_ctx_t            *ctx;
+    ngx_http_llm_writer_t          w;
+    const ngx_http_llm_account_t  *account;
 
-    static const ngx_str_t   none;
+    static const ngx_http_llm_account_t  none;
 
+    time = ngx_cached_http_log_iso8601;
     ctx = ngx_http_get_module_ctx(r, ngx_http_llm_module);
-    account = ngx_http_llm_account(r);
     h = ngx_http_llm_request_id_find(&r->headers_out.headers);
 
-    id = h != NULL ? h->value : none;
+    account = ngx_http_llm_account(r);
+    account = account != NULL ? account : &none;
+
+    id = h != NULL ? h->value : none.name;
 
     model.data = (u_char *) ngx_http_llm_variable_name(r);
     model.len = model.data != NULL ? ngx_strlen(model.data) : 0;
@@ -393,87 +405,25 @@ ngx_http_llm_variable_usage(ngx_http_request_t *r,
 
     /* A byte takes six at most, as \u0001: one block has it all. */
 
-    len = id.len + model.len + reason.len;
-
-    if (account != NULL) {
-        len += account->name.len + account->tier.len;
-    }
+    len = id.len + account->name.len + account->tier.len + model.len
+          + reason.len;
 
     ngx_http_llm_writer_init(&w, r->pool, NGX_HTTP_LLM_USAGE_LEN + 6 * len);
 
-    ngx_http_llm_put_literal(&w, "{\"time\":\"");
-    ngx_http_llm_put(&w, ngx_cached_http_log_iso8601.data,
-                     ngx_cached_http_log_iso8601.len);
-    ngx_http_llm_put_literal(&w, "\"");
-
+    ngx_http_llm_usage_text(&w, "{\"time\":", &time);
     ngx_http_llm_usage_text(&w, ",\"request_id\":", &id);
-    ngx_http_llm_usage_text(&w, ",\"account\":",
-                            account != NULL ? &account->name : &none);
-    ngx_http_llm_usage_text(&w, ",\"tier\":",
-                            account != NULL ? &account->tier : &none);
+    ngx_http_llm_usage_text(&w, ",\"account\":", &account->name);
+    ngx_http_llm_usage_text(&w, ",\"tier\":", &account->tier);
     ngx_http_llm_usage_text(&w, ",\"model\":", &model);
 
     ngx_http_llm_put_literal(&w, ",\"status\":");
     ngx_http_llm_put_uint(&w, ngx_http_llm_usage_status(r));
 
-    ngx_http_llm_usage_count(&w, ",\"prompt_tokens\":", ctx,
-                             offsetof(ngx_http_llm_ctx_t, prompt_tokens));
-    ngx_http_llm_usage_count(&w, ",\"cached_tokens\":", ctx,
-                             offsetof(ngx_http_llm_ctx_t, cached_tokens));
-    ngx_http_llm_usage_count(&w, ",\"completion_tokens\":", ctx,
-                             offsetof(ngx_http_llm_ctx_t, completion_tokens));
-    ngx_http_llm_usage_count(&w, ",\"reasoning_tokens\":", ctx,
-                             offsetof(ngx_http_llm_ctx_t, reasoning_tokens));
-
-    ngx_http_llm_put_literal(&w, ",\"cost\":");
-
-    if (ctx != NULL && ngx_http_llm_cost(r, ctx, &nano) == NGX_OK) {
-        ledger_exact(buf, nano, LEDGER_NANO);
-        ngx_http_llm_put(&w, buf, ngx_strlen(buf));
-
-    } else {
-        ngx_http_llm_put_literal(&w, "null");
-    }
-
-    ngx_http_llm_put_literal(&w, ",\"ttft\":");
-
-    if (ngx_http_llm_variable_timed(ctx,
-                                    offsetof(ngx_http_llm_ctx_t, ttft_us),
-                                    &ms))
-    {
-        len = ngx_sprintf(duration, "%uL.%03uL", ms / 1000, ms % 1000)
-              - duration;
-        ngx_http_llm_put(&w, duration, len);
-
-    } else {
-        ngx_http_llm_put_literal(&w, "null");
-    }
-
-    /* as $request_time */
-
-    tp = ngx_timeofday();
-    took = (ngx_msec_int_t) ((tp->sec - r->start_sec) * 1000
-                             + (tp->msec - r->start_msec));
-    took = ngx_max(took, 0);
-
-    len = ngx_sprintf(duration, "%T.%03M", (time_t) took / 1000, took % 1000)
-          - duration;
-
-    ngx_http_llm_put_literal(&w, ",\"duration\":");
-    ngx_http_llm_put(&w, duration, len);
+    ngx_http_llm_usage_numbers(&w, r, ctx);
 
     ngx_http_llm_usage_text(&w, ",\"finish_reason\":", &reason);
-
-    ngx_http_llm_put_literal(&w, ",\"rank\":");
-
-    if (ngx_http_llm_variable_counted(ctx, offsetof(ngx_http_llm_ctx_t, rank)))
-    {
-        ngx_http_llm_put_uint(&w, ctx->rank);
-
-    } else {
-        ngx_http_llm_put_literal(&w, "null");
-    }
-
+    ngx_http_llm_usage_count(&w, ",\"rank\":", ctx,
+                             offsetof(ngx_http_llm_ctx_t, rank), "null");
     ngx_http_llm_put_literal(&w, "}");
 
     if (w.failed || w.first->next != NULL) {
@@ -484,15 +434,81 @@ ngx_http_llm_variable_usage(ngx_http_request_t *r,
 }
 
 
-/* 0 for what nobody has counted. */
+static void
+ngx_http_llm_usage_numbers(ngx_http_llm_writer_t *w, ngx_http_request_t *r,
+    ngx_http_llm_ctx_t *ctx)
+{
+    char             buf[LEDGER_DIGITS];
+    int64_t          nano;
+    uint64_t         ms;
+    ngx_time_t      *tp;
+    ngx_msec_int_t   took;
+
+    ngx_http_llm_usage_count(w, ",\"prompt_tokens\":", ctx,
+                             offsetof(ngx_http_llm_ctx_t, prompt_tokens), "0");
+    ngx_http_llm_usage_count(w, ",\"cached_tokens\":", ctx,
+                             offsetof(ngx_http_llm_ctx_t, cached_tokens), "0");
+    ngx_http_llm_usage_count(w, ",\"completion_tokens\":", ctx,
+                             offsetof(ngx_http_llm_ctx_t, completion_tokens),
+                             "0");
+    ngx_http_llm_usage_count(w, ",\"reasoning_tokens\":", ctx,
+                             offsetof(ngx_http_llm_ctx_t, reasoning_tokens),
+                             "0");
+
+    ngx_http_llm_put_literal(w, ",\"cost\":");
+
+    if (ctx != NULL && ngx_http_llm_cost(r, ctx, &nano) == NGX_OK) {
+        ledger_exact(buf, nano, LEDGER_NANO);
+        ngx_http_llm_put(w, buf, ngx_strlen(buf));
+
+    } else {
+        ngx_http_llm_put_literal(w, "null");
+    }
+
+    ngx_http_llm_put_literal(w, ",\"ttft\":");
+
+    if (ngx_http_llm_variable_timed(ctx,
+                                    offsetof(ngx_http_llm_ctx_t, ttft_us),
+                                    &ms))
+    {
+        ngx_http_llm_usage_seconds(w, ms);
+
+    } else {
+        ngx_http_llm_put_literal(w, "null");
+    }
+
+    /* as $request_time */
+
+    tp = ngx_timeofday();
+    took = (ngx_msec_int_t) ((tp->sec - r->start_sec) * 1000
+                             + (tp->msec - r->start_msec));
+
+    ngx_http_llm_put_literal(w, ",\"duration\":");
+    ngx_http_llm_usage_seconds(w, ngx_max(took, 0));
+}
+
 
 static void
 ngx_http_llm_usage_count(ngx_http_llm_writer_t *w, const char *name,
-    ngx_http_llm_ctx_t *ctx, uintptr_t data)
+    ngx_http_llm_ctx_t *ctx, uintptr_t data, const char *unknown)
 {
     ngx_http_llm_put(w, name, ngx_strlen(name));
-    ngx_http_llm_put_uint(w, ngx_http_llm_variable_counted(ctx, data)
-                             ? *(ngx_uint_t *) ((char *) ctx + data) : 0);
+
+    if (ngx_http_llm_variable_counted(ctx, data)) {
+        ngx_http_llm_put_uint(w, *(ngx_uint_t *) ((char *) ctx + data));
+
+    } else {
+        ngx_http_llm_put(w, unknown, ngx_strlen(unknown));
+    }
+}
+
+
+static void
+ngx_http_llm_usage_seconds(ngx_http_llm_writer_t *w, uint64_t ms)
+{
+    u_char  buf[NGX_HTTP_LLM_SECONDS_LEN];
+
+    ngx_http_llm_put(w, buf, ngx_http_llm_variable_seconds(buf, ms) - buf);
 }
 
 
