@@ -618,7 +618,8 @@ cli_ranks_options(const cli_engine_t *cli, cli_ranks_options_t *opt)
         || (cli->compute == CLI_COMPUTE_AUTO
             && strcmp(cli->backend, "cuda") == 0)
         || (cli->compute == CLI_COMPUTE_AUTO && best != NULL
-            && (strcmp(best, "avx512bf16") == 0 || strcmp(best, "amx") == 0)))
+            && (strcmp(best, "avx2") == 0 || strcmp(best, "avx512bf16") == 0
+                || strcmp(best, "amx") == 0)))
     {
         opt->compute = BE_BF16;
     }

@@ -87,7 +87,7 @@ quant_floats(be_t *be, const be_weight_t *w)
 }
 
 
-/* With VNNI, INT4 without tiles: inputs are integers. */
+/* With vpmaddwd or VNNI, INT4 without tiles: inputs are integers. */
 
 static int
 quant_integers(const char *path, be_dtype_t compute, be_dtype_t type)
@@ -96,7 +96,7 @@ quant_integers(const char *path, be_dtype_t compute, be_dtype_t type)
         return 0;
     }
 
-    return strcmp(path, "avx512bf16") == 0
+    return strcmp(path, "avx2") == 0 || strcmp(path, "avx512bf16") == 0
            ? type == BE_INT8 || type == BE_INT4
            : strcmp(path, "amx") == 0 && type == BE_INT8;
 }

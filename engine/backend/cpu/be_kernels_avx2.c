@@ -1,11 +1,12 @@
 /*
- * The AVX2 kernels: floats throughout, BF16 widened on the way in.
+ * The AVX2 kernels: floats, BF16 widened on the way in, INT8 and INT4 as
+ * integers where inputs need not be exact.
  */
 
 #if defined(__x86_64__)
 
 #include "backend/cpu/be_kernels_simd.h"
-#include "backend/cpu/be_panels.h"
+#include "backend/cpu/be_panels_words.h"
 
 
 const be_kernels_t  be_kernels_avx2 = {
@@ -25,8 +26,14 @@ const be_kernels_t  be_kernels_avx2 = {
                               simd_product_f32 },
             .gemm[BE_BF16] = { 1, simd_size, simd_pack_rounded,
                               simd_product_bf16 },
-            BE_PANEL_GEMMS(1, simd_size, simd_pack_rounded,
-                           be_panels_avx2_rounded),
+            .gemm[BE_F8E4M3] = { 1, simd_size, simd_pack_rounded,
+                                 be_panels_avx2_rounded_f8 },
+            .gemm[BE_INT8] = { 1, be_panels_words_size,
+                               be_panels_words_pack, be_panels_words_int8,
+                               WORDS_GROUP },
+            .gemm[BE_INT4] = { 1, be_panels_words_size,
+                               be_panels_words_pack, be_panels_words_int4,
+                               WORDS_GROUP },
             .prob_size = sizeof(float),
             .value_size = simd_value_size,
             .value = simd_value_bf16,

@@ -1,12 +1,6 @@
 /*
  * Kernels on vectors of floats, written once for AVX2 and AVX-512: a path's
  * file includes this and puts the functions into its table.
- *
- * A dot product keeps one vector of partial sums for each output, lane l
- * summing the elements l, l + VL, l + 2 VL, … with fused multiply-add, and
- * adds the lanes up in the fixed tree of vf_sum4().  How many rows and
- * columns are in registers together changes nothing in that, and the tail of
- * the inner dimension is a multiplication by zeros.
  */
 
 #ifndef BE_KERNELS_SIMD_H
@@ -16,18 +10,14 @@
 
 #include "backend/cpu/be_kernels.h"
 #include "backend/cpu/be_simd.h"
+#include "backend/cpu/be_simd_product.h"
 
 
-#define SIMD_PAD     16              /* floats */
-#define SIMD_COLS    4               /* of a register tile */
-
-/* Rows of a register tile: 32 or 16 registers hold it and its inputs. */
+/* Queries of a register tile. */
 
 #if defined(__AVX512F__)
-#define SIMD_ROWS    6
 #define SIMD_VALUES  8
 #else
-#define SIMD_ROWS    3
 #define SIMD_VALUES  4
 #endif
 
@@ -89,145 +79,6 @@ simd_pack_rounded(void *act, uint32_t k, uint32_t row, uint32_t col,
     for (i = 0; i < m; i++) {
         simd_pack_row(act, k, row + i, col, x[i], n, 1);
     }
-}
-
-
-/* The first n of the four results of a row. */
-
-BE_INLINE void
-simd_store4(float *c, __m128 x, uint32_t n)
-{
-    float  t[4];
-
-    if (n == 4) {
-        _mm_storeu_ps(c, x);
-        return;
-    }
-
-    _mm_storeu_ps(t, x);
-    memcpy(c, t, n * sizeof(float));
-}
-
-
-BE_INLINE void
-simd_tile(const float *a, size_t lda, uint32_t k, const uint8_t *const *w,
-    float *c, size_t ldc, uint32_t n, const uint32_t rows, const int bf16)
-{
-    vf_t      acc[SIMD_ROWS][SIMD_COLS], b;
-    size_t    size;
-    uint32_t  i, j, l;
-
-    size = bf16 ? 2 : 4;
-
-#pragma GCC unroll 8
-    for (i = 0; i < rows; i++) {
-#pragma GCC unroll 8
-        for (j = 0; j < SIMD_COLS; j++) {
-            acc[i][j] = vf_zero();
-        }
-    }
-
-    for (l = 0; l + VL <= k; l += VL) {
-#pragma GCC unroll 8
-        for (j = 0; j < SIMD_COLS; j++) {
-            b = bf16 ? vf_load_bf16(w[j] + l * size)
-                     : vf_load(w[j] + l * size);
-#pragma GCC unroll 8
-            for (i = 0; i < rows; i++) {
-                acc[i][j] = vf_fma(vf_load(a + i * lda + l), b, acc[i][j]);
-            }
-        }
-    }
-
-    if (l < k) {
-#pragma GCC unroll 8
-        for (j = 0; j < SIMD_COLS; j++) {
-            b = bf16 ? vf_loadn_bf16(w[j] + l * size, k - l)
-                     : vf_loadn(w[j] + l * size, k - l);
-#pragma GCC unroll 8
-            for (i = 0; i < rows; i++) {
-                acc[i][j] = vf_fma(vf_load(a + i * lda + l), b, acc[i][j]);
-            }
-        }
-    }
-
-#pragma GCC unroll 8
-    for (i = 0; i < rows; i++) {
-        simd_store4(c + i * ldc, vf_sum4(acc[i][0], acc[i][1], acc[i][2],
-                                         acc[i][3]), n);
-    }
-}
-
-
-BE_INLINE void
-simd_product(const void *act, uint32_t k, uint32_t row, uint32_t m,
-    const uint8_t *w, size_t ldw, uint32_t n, float *c, size_t ldc,
-    const int bf16)
-{
-    float          *to;
-    size_t          lda;
-    uint32_t        i, j, l, rows, tiles, cols;
-    const float    *a;
-    const uint8_t  *wj[SIMD_COLS];
-
-    lda = simd_padded(k, SIMD_PAD);
-
-    for (j = 0; j < n; j += SIMD_COLS) {
-        cols = (n - j < SIMD_COLS) ? n - j : SIMD_COLS;
-
-        /* Columns past the end are the last one again, and not stored. */
-
-        for (l = 0; l < SIMD_COLS; l++) {
-            wj[l] = w + (j + (l < cols ? l : cols - 1)) * ldw;
-        }
-
-        tiles = (m + SIMD_ROWS - 1) / SIMD_ROWS;
-
-        for (i = 0; i < m; i += rows, tiles--) {
-            rows = (m - i + tiles - 1) / tiles;
-            a = (const float *) act + (row + i) * lda;
-            to = c + i * ldc + j;
-
-            switch (rows) {
-            case 1:
-                simd_tile(a, lda, k, wj, to, ldc, cols, 1, bf16);
-                break;
-            case 2:
-                simd_tile(a, lda, k, wj, to, ldc, cols, 2, bf16);
-                break;
-            case 3:
-                simd_tile(a, lda, k, wj, to, ldc, cols, 3, bf16);
-                break;
-#if SIMD_ROWS > 3
-            case 4:
-                simd_tile(a, lda, k, wj, to, ldc, cols, 4, bf16);
-                break;
-            case 5:
-                simd_tile(a, lda, k, wj, to, ldc, cols, 5, bf16);
-                break;
-            default:
-                simd_tile(a, lda, k, wj, to, ldc, cols, 6, bf16);
-                break;
-#endif
-            }
-        }
-    }
-}
-
-
-static void
-simd_product_f32(const void *act, uint32_t k, uint32_t row, uint32_t m,
-    const uint8_t *w, size_t ldw, uint32_t n, float *c, size_t ldc)
-{
-    simd_product(act, k, row, m, w, ldw, n, c, ldc, 0);
-}
-
-
-static void
-simd_product_bf16(const void *act, uint32_t k, uint32_t row, uint32_t m,
-    const uint8_t *w, size_t ldw, uint32_t n, float *c, size_t ldc)
-{
-    simd_product(act, k, row, m, w, ldw, n, c, ldc, 1);
 }
 
 

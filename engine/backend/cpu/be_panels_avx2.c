@@ -11,8 +11,6 @@ PANELS(be_panels_avx2_f8, BE_F8E4M3, 0)
 PANELS(be_panels_avx2_int8, BE_INT8, 0)
 PANELS(be_panels_avx2_int4, BE_INT4, 0)
 PANELS(be_panels_avx2_rounded_f8, BE_F8E4M3, 1)
-PANELS(be_panels_avx2_rounded_int8, BE_INT8, 1)
-PANELS(be_panels_avx2_rounded_int4, BE_INT4, 1)
 
 #else
 
