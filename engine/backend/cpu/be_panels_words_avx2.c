@@ -211,30 +211,49 @@ words_ask(const uint8_t *code, const uint32_t j, const be_dtype_t dtype)
 }
 
 
+/*
+ * Sums of words must stay the chains that they are: regrouped, as a compiler
+ * may do with integers, they do not fit into the registers.
+ */
+
+BE_INLINE __m256i
+words_add(__m256i sum, __m256i w, __m256i x)
+{
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w, x));
+    __asm__("" : "+x" (sum));
+
+    return sum;
+}
+
+
+/* Two words in all lanes, by a load that needs no other unit. */
+
+BE_INLINE __m256i
+words_two(const uint8_t *a)
+{
+    return _mm256_castps_si256(_mm256_broadcast_ss((const float *)
+                                                   (const void *) a));
+}
+
+
 /* Four elements of each row. */
 
 BE_INLINE void
 words_dot(const uint8_t *a, size_t lda, const __m256i *w,
     __m256i (*sum)[2], const uint32_t rows)
 {
-    __m256i   even, odd;
-    int32_t   pair[2];
-    uint32_t  r, v;
+    __m256i   x;
+    uint32_t  r;
 
 #pragma GCC unroll 4
     for (r = 0; r < rows; r++) {
-        memcpy(pair, a + r * lda, sizeof(pair));
-        even = _mm256_set1_epi32(pair[0]);
-        odd = _mm256_set1_epi32(pair[1]);
+        x = words_two(a + r * lda);
+        sum[r][0] = words_add(sum[r][0], w[0], x);
+        sum[r][1] = words_add(sum[r][1], w[2], x);
 
-#pragma GCC unroll 2
-        for (v = 0; v < 2; v++) {
-            sum[r][v] = _mm256_add_epi32(sum[r][v],
-                                         _mm256_madd_epi16(w[2 * v], even));
-            sum[r][v] = _mm256_add_epi32(sum[r][v],
-                                         _mm256_madd_epi16(w[2 * v + 1],
-                                                           odd));
-        }
+        x = words_two(a + r * lda + 4);
+        sum[r][0] = words_add(sum[r][0], w[1], x);
+        sum[r][1] = words_add(sum[r][1], w[3], x);
     }
 }
 
