@@ -8,6 +8,10 @@
  * together changes nothing in that, nor where the inner dimension is cut, as
  * partial sums are kept; and what it is padded with multiplies zeros.
  *
+ * Of 16 BF16 in an AVX2 register the even ones are floats after a shift, the odd
+ * ones without what is below them.  So packed rows of SIMD_TWO have the even of
+ * each 16 elements before the odd, and "element" above is one of these.
+ *
  * Few rows take weights as they come from memory.  For more, a piece of some
  * columns is made floats in the L1 cache, and all rows pass over it.
  */
@@ -20,8 +24,8 @@
 
 
 #define SIMD_PAD     16              /* floats, of packed rows */
-#define SIMD_FEW     3               /* rows */
-#define SIMD_FEW_COLS  4
+#define SIMD_FEW     8               /* rows */
+#define SIMD_FEW_COLS  4             /* with AVX2 half as many by 4 rows */
 #define SIMD_AHEAD   4096            /* bytes on, to ask for */
 #define SIMD_PIECE   640             /* elements made floats */
 #define SIMD_TILES   2               /* wide, the columns of a piece */
@@ -38,6 +42,14 @@
 #endif
 
 #define SIMD_STRIP   (SIMD_TILES * SIMD_COLS)
+
+/* What weights are. */
+
+typedef enum {
+    SIMD_F32 = 0,
+    SIMD_BF16,
+    SIMD_TWO                         /* BF16, rows in the order above */
+} simd_type_t;
 
 
 /* The first n, up to four, results of a row. */
@@ -62,75 +74,167 @@ simd_store4(float *c, __m128 x, uint32_t n)
 }
 
 
-BE_INLINE vf_t
-simd_weight(const uint8_t *w, uint32_t l, const int bf16)
+BE_INLINE uint32_t
+simd_bytes(const simd_type_t type)
 {
-    return bf16 ? vf_load_bf16(w + (size_t) l * 2)
-                : vf_load(w + (size_t) l * 4);
+    return (type == SIMD_F32) ? 4 : 2;
 }
 
 
-BE_INLINE vf_t
-simd_weightn(const uint8_t *w, uint32_t l, uint32_t n, const int bf16)
+/* Elements that are taken together. */
+
+BE_INLINE uint32_t
+simd_step(const simd_type_t type)
 {
-    return bf16 ? vf_loadn_bf16(w + (size_t) l * 2, n)
-                : vf_loadn(w + (size_t) l * 4, n);
+    return (type == SIMD_TWO) ? 2 * VL : VL;
 }
 
 
-/* Up to SIMD_FEW rows by columns w[0] …, of which n are stored. */
+/*
+ * The i-th vector of those that begin at w, of which n elements are there, at
+ * least a step or the last ones.
+ */
+
+BE_INLINE vf_t
+simd_weight(const uint8_t *w, uint32_t n, const uint32_t i,
+    const simd_type_t type)
+{
+#if VL == 8
+    __m256i   x;
+    uint16_t  last[2 * VL];
+
+    if (type == SIMD_TWO) {
+        if (n >= 2 * VL) {
+            x = _mm256_loadu_si256((const __m256i *) w);
+
+        } else {
+            memset(last, 0, sizeof(last));
+            memcpy(last, w, n * sizeof(uint16_t));
+            x = _mm256_loadu_si256((const __m256i *) last);
+        }
+
+        return _mm256_castsi256_ps((i == 0)
+                   ? _mm256_slli_epi32(x, 16)
+                   : _mm256_and_si256(x, _mm256_set1_epi32((int)
+                                                           0xffff0000)));
+    }
+#endif
+
+    (void) i;
+
+    if (n >= VL) {
+        return (type == SIMD_F32) ? vf_load(w) : vf_load_bf16(w);
+    }
+
+    return (type == SIMD_F32) ? vf_loadn(w, n) : vf_loadn_bf16(w, n);
+}
+
+
+/* A step of `rows` rows by `cols` columns, l elements from their first. */
+
+BE_INLINE void
+simd_few_step(const float *a, size_t lda, const uint8_t *const *w,
+    uint32_t l, uint32_t n, vf_t (*acc)[SIMD_FEW_COLS], const uint32_t rows,
+    const uint32_t cols, const simd_type_t type)
+{
+    vf_t      b;
+    uint32_t  i, j, v;
+
+#pragma GCC unroll 2
+    for (v = 0; v < simd_step(type) / VL; v++) {
+#pragma GCC unroll 8
+        for (j = 0; j < cols; j++) {
+            b = simd_weight(w[j] + (size_t) l * simd_bytes(type), n, v, type);
+#pragma GCC unroll 8
+            for (i = 0; i < rows; i++) {
+                acc[i][j] = vf_fma(vf_load(a + i * lda + l + v * VL), b,
+                                   acc[i][j]);
+            }
+        }
+    }
+}
+
+
+/*
+ * Up to four rows by columns w[0] …, of which n are stored.  `ahead`: asks for
+ * the lines of the columns that follow, each once, so many bytes on.
+ */
 
 BE_INLINE void
 simd_few(const float *a, size_t lda, uint32_t k, const uint8_t *const *w,
-    float *c, size_t ldc, uint32_t n, const uint32_t rows, const int bf16)
+    float *c, size_t ldc, uint32_t n, ptrdiff_t ahead, const uint32_t rows,
+    const uint32_t cols, const simd_type_t type)
 {
-    vf_t            acc[SIMD_FEW][SIMD_FEW_COLS], b;
+    vf_t            acc[4][SIMD_FEW_COLS], none;
     uint32_t        i, j, l;
-    const uint32_t  size = bf16 ? 2 : 4;
+    const uint32_t  step = simd_step(type);
+    const uint32_t  bytes = SIMD_FEW_COLS * simd_bytes(type);
+
+    none = vf_zero();
 
 #pragma GCC unroll 8
     for (i = 0; i < rows; i++) {
 #pragma GCC unroll 8
-        for (j = 0; j < SIMD_FEW_COLS; j++) {
-            acc[i][j] = vf_zero();
+        for (j = 0; j < cols; j++) {
+            acc[i][j] = none;
         }
     }
 
-    for (l = 0; l + VL <= k; l += VL) {
+    for (l = 0; l + step <= k; l += step) {
 
-        /* what columns follow, each line once */
-
+        if (ahead != 0) {
 #pragma GCC unroll 8
-        for (j = 0; j < SIMD_FEW_COLS * VL * size / 64; j++) {
-            _mm_prefetch(w[0] + (size_t) l * SIMD_FEW_COLS * size + j * 64
-                         + SIMD_AHEAD, _MM_HINT_T1);
-        }
-
-#pragma GCC unroll 8
-        for (j = 0; j < SIMD_FEW_COLS; j++) {
-            b = simd_weight(w[j], l, bf16);
-#pragma GCC unroll 8
-            for (i = 0; i < rows; i++) {
-                acc[i][j] = vf_fma(vf_load(a + i * lda + l), b, acc[i][j]);
+            for (j = 0; j < step * bytes; j += 64) {
+                _mm_prefetch(w[0] + (size_t) l * bytes + j + ahead,
+                             _MM_HINT_T1);
             }
         }
+
+        simd_few_step(a, lda, w, l, step, acc, rows, cols, type);
     }
 
     if (l < k) {
-#pragma GCC unroll 8
-        for (j = 0; j < SIMD_FEW_COLS; j++) {
-            b = simd_weightn(w[j], l, k - l, bf16);
-#pragma GCC unroll 8
-            for (i = 0; i < rows; i++) {
-                acc[i][j] = vf_fma(vf_load(a + i * lda + l), b, acc[i][j]);
-            }
-        }
+        simd_few_step(a, lda, w, l, k - l, acc, rows, cols, type);
     }
 
 #pragma GCC unroll 8
     for (i = 0; i < rows; i++) {
-        simd_store4(c + i * ldc, vf_sum4(acc[i][0], acc[i][1], acc[i][2],
-                                         acc[i][3]), n);
+        simd_store4(c + i * ldc,
+                    vf_sum4(acc[i][0], acc[i][1],
+                            (cols > 2) ? acc[i][2] : none,
+                            (cols > 2) ? acc[i][3] : none), n);
+    }
+}
+
+
+/* `rows` of up to SIMD_FEW rows by four columns. */
+
+BE_INLINE void
+simd_few_rows(const float *a, size_t lda, uint32_t k,
+    const uint8_t *const *w, float *c, size_t ldc, uint32_t n,
+    ptrdiff_t ahead, uint32_t rows, const simd_type_t type)
+{
+    switch (rows) {
+    case 1:
+        simd_few(a, lda, k, w, c, ldc, n, ahead, 1, 4, type);
+        break;
+    case 2:
+        simd_few(a, lda, k, w, c, ldc, n, ahead, 2, 4, type);
+        break;
+    case 3:
+        simd_few(a, lda, k, w, c, ldc, n, ahead, 3, 4, type);
+        break;
+    default:
+#if VL == 16
+        simd_few(a, lda, k, w, c, ldc, n, ahead, 4, 4, type);
+#else
+        simd_few(a, lda, k, w, c, ldc, (n < 2) ? n : 2, ahead, 4, 2, type);
+
+        if (n > 2) {
+            simd_few(a, lda, k, w + 2, c + 2, ldc, n - 2, 0, 4, 2, type);
+        }
+#endif
+        break;
     }
 }
 
@@ -138,9 +242,9 @@ simd_few(const float *a, size_t lda, uint32_t k, const uint8_t *const *w,
 BE_INLINE void
 simd_product_few(const float *a, size_t lda, uint32_t k, uint32_t m,
     const uint8_t *w, size_t ldw, uint32_t n, float *c, size_t ldc,
-    const int bf16)
+    const simd_type_t type)
 {
-    uint32_t        j, l, cols;
+    uint32_t        i, j, l, rows, cols, tiles;
     const uint8_t  *wj[SIMD_FEW_COLS];
 
     for (j = 0; j < n; j += SIMD_FEW_COLS) {
@@ -152,36 +256,43 @@ simd_product_few(const float *a, size_t lda, uint32_t k, uint32_t m,
             wj[l] = w + (j + (l < cols ? l : cols - 1)) * ldw;
         }
 
-        switch (m) {
-        case 1:
-            simd_few(a, lda, k, wj, c + j, ldc, cols, 1, bf16);
-            break;
-        case 2:
-            simd_few(a, lda, k, wj, c + j, ldc, cols, 2, bf16);
-            break;
-        default:
-            simd_few(a, lda, k, wj, c + j, ldc, cols, SIMD_FEW, bf16);
-            break;
+        tiles = (m + 3) / 4;
+
+        for (i = 0; i < m; i += rows, tiles--) {
+            rows = (m - i + tiles - 1) / tiles;
+            simd_few_rows(a + i * lda, lda, k, wj, c + i * ldc + j, ldc,
+                          cols, (i == 0) ? SIMD_AHEAD : 0, rows, type);
         }
     }
 }
 
 
-/* n weights as floats, on to a multiple of VL with zeros. */
+/* n weights as floats, on to a whole step with zeros. */
 
 BE_INLINE void
-simd_make(const uint8_t *w, uint32_t n, float *to, const int bf16)
+simd_make(const uint8_t *w, uint32_t n, float *to, const simd_type_t type)
 {
-    uint32_t  l;
+    uint32_t        l, v, left;
+    const uint32_t  step = simd_step(type);
 
-    for (l = 0; l + VL <= n; l += VL) {
-        _mm_prefetch(w + (size_t) l * (bf16 ? 2 : 4) + SIMD_AHEAD,
-                     _MM_HINT_T1);
-        vf_store(to + l, simd_weight(w, l, bf16));
-    }
+    for (l = 0; l < n; l += step) {
+        left = n - l;
 
-    if (l < n) {
-        vf_store(to + l, simd_weightn(w, l, n - l, bf16));
+        _mm_prefetch(w + SIMD_AHEAD, _MM_HINT_T1);
+
+        if (left >= step) {
+#pragma GCC unroll 2
+            for (v = 0; v < step / VL; v++) {
+                vf_store(to + l + v * VL, simd_weight(w, step, v, type));
+            }
+
+        } else {
+            for (v = 0; v < step / VL; v++) {
+                vf_store(to + l + v * VL, simd_weight(w, left, v, type));
+            }
+        }
+
+        w += step * simd_bytes(type);
     }
 }
 
@@ -293,7 +404,7 @@ simd_tiles(simd_strip_t *s, uint32_t row, const float *a, size_t lda,
 BE_INLINE void
 simd_product_block(const float *a, size_t lda, uint32_t k, uint32_t m,
     const uint8_t *w, size_t ldw, uint32_t n, float *c, size_t ldc,
-    const int bf16)
+    const simd_type_t type)
 {
     uint32_t      i, j, l, rows, tiles, piece;
     simd_strip_t  s;
@@ -303,13 +414,13 @@ simd_product_block(const float *a, size_t lda, uint32_t k, uint32_t m,
 
         for (l = 0; l < k; l += piece) {
             piece = (k - l < SIMD_PIECE) ? k - l : SIMD_PIECE;
-            s.steps = simd_padded(piece, VL);
+            s.steps = simd_padded(piece, simd_step(type));
             s.first = (l == 0);
             s.last = (l + piece == k);
 
             for (i = 0; i < s.n; i++) {
-                simd_make(w + (j + i) * ldw + (size_t) l * (bf16 ? 2 : 4),
-                          piece, s.b[i], bf16);
+                simd_make(w + (j + i) * ldw + (size_t) l * simd_bytes(type),
+                          piece, s.b[i], type);
             }
 
             /* a tile of columns that are not there computes what was there */
@@ -333,7 +444,7 @@ simd_product_block(const float *a, size_t lda, uint32_t k, uint32_t m,
 BE_INLINE void
 simd_product(const void *act, uint32_t k, uint32_t row, uint32_t m,
     const uint8_t *w, size_t ldw, uint32_t n, float *c, size_t ldc,
-    const int bf16)
+    const simd_type_t type)
 {
     size_t        lda;
     uint32_t      i, rows;
@@ -343,14 +454,14 @@ simd_product(const void *act, uint32_t k, uint32_t row, uint32_t m,
     a = (const float *) act + row * lda;
 
     if (m <= SIMD_FEW) {
-        simd_product_few(a, lda, k, m, w, ldw, n, c, ldc, bf16);
+        simd_product_few(a, lda, k, m, w, ldw, n, c, ldc, type);
         return;
     }
 
     for (i = 0; i < m; i += rows) {
         rows = (m - i < SIMD_BLOCK) ? m - i : SIMD_BLOCK;
         simd_product_block(a + i * lda, lda, k, rows, w, ldw, n,
-                           c + i * ldc, ldc, bf16);
+                           c + i * ldc, ldc, type);
     }
 }
 
@@ -359,7 +470,7 @@ static void
 simd_product_f32(const void *act, uint32_t k, uint32_t row, uint32_t m,
     const uint8_t *w, size_t ldw, uint32_t n, float *c, size_t ldc)
 {
-    simd_product(act, k, row, m, w, ldw, n, c, ldc, 0);
+    simd_product(act, k, row, m, w, ldw, n, c, ldc, SIMD_F32);
 }
 
 
@@ -367,7 +478,7 @@ static void
 simd_product_bf16(const void *act, uint32_t k, uint32_t row, uint32_t m,
     const uint8_t *w, size_t ldw, uint32_t n, float *c, size_t ldc)
 {
-    simd_product(act, k, row, m, w, ldw, n, c, ldc, 1);
+    simd_product(act, k, row, m, w, ldw, n, c, ldc, SIMD_BF16);
 }
 
 #endif /* BE_SIMD_PRODUCT_H */
