@@ -263,17 +263,14 @@ cli_threads(uint32_t ranks)
 }
 
 
-/*
- * It takes two changes of threads between steps.  On CPUs, where no batch is
- * large, planning and sending take less.
- */
+/* It takes a core, which CPUs have no spare one of. */
 
-int
+uint32_t
 cli_ahead(const cli_engine_t *opt)
 {
     if (opt->ahead != CLI_AHEAD_AUTO) {
         return opt->ahead == CLI_AHEAD_ON;
     }
 
-    return strcmp(opt->backend, "cpu") != 0;
+    return strcmp(opt->backend, "cpu") != 0 ? SCHED_AHEAD : 0;
 }

@@ -167,8 +167,8 @@ int cli_parse_size(const char *s, uint64_t *size);
 /* Threads of each rank, unless the command line says: the cores shared out. */
 uint32_t cli_threads(uint32_t ranks);
 
-/* Whether steps are prepared while others are computed. */
-int cli_ahead(const cli_engine_t *opt);
+/* How many rows a step has during which the next is prepared; 0: none has. */
+uint32_t cli_ahead(const cli_engine_t *opt);
 
 /* "llm-engine: …" on stderr. */
 void cli_error(const char *fmt, ...)

@@ -14,12 +14,14 @@
  * Then the step thread ends what is done.  With nothing to do everything
  * sleeps.
  *
- * AHEAD.  Ranks on devices would wait for all that.  With `ahead` the step
- * thread leads no rank: while a step is computed it hands out the tokens of
- * the one before and plans the one behind (sched_ahead.c), so that between two
- * steps there is little but to put the new tokens into the rows.  What a stop
- * string or a lack of credit ends is known one step later then: that step's
- * row is of no use, and one token more may be paid with credit.
+ * AHEAD.  Ranks on devices would wait for all that.  In a step of `ahead` rows
+ * or more, in all ranks together, the step thread leads no rank: while the step
+ * is computed it hands out the tokens of the one before and plans the one behind
+ * (sched_ahead.c), so that between two steps there is little but to put the new
+ * tokens into the rows.  With fewer rows that takes less than the two changes of
+ * threads.  What a stop string or a lack of credit ends is known one step later
+ * then: that step's row is of no use, and one token more may be paid with
+ * credit.
  *
  * ROWS.  A sequence that only needs its next token gets one row.  Prompts get
  * up to `prefill_chunk` rows beside them, within a budget of estimated time
@@ -68,6 +70,7 @@
 #define SCHED_TOP_MAX   20
 #define SCHED_RANKS_MAX 64
 #define SCHED_DEPTH_MAX 8            /* tokens that can be guessed */
+#define SCHED_AHEAD     128          /* rows from which `ahead` pays */
 
 typedef struct sched_s      sched_t;
 typedef struct sched_seq_s  sched_seq_t;
@@ -242,7 +245,7 @@ typedef struct {
     sched_waker_pt      waker;       /* with `join` */
     void              (*begin)(void *step_ctx);  /* NULL, or before steps */
     void               *step_ctx;
-    int                 ahead;       /* plans a step while one is computed */
+    uint32_t            ahead;       /* rows of such a step; 0: there is none */
     uint32_t            speculate;   /* at most SCHED_DEPTH_MAX; 0: off */
     int                 speculate_always;    /* also where it does not pay */
     sched_draft_pt      draft;       /* NULL without speculation */

@@ -266,6 +266,7 @@ struct sched_s {
     pthread_cond_t    step_begin;
     uint64_t          step_no;       /* steps begun */
     uint32_t          step_left;     /* leaders at work */
+    int               step_apart;    /* rank 0's is one of them */
     int               step_quit;
 
     pthread_t         thread;

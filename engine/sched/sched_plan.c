@@ -100,7 +100,8 @@ sched_batch(sched_t *s)
         sched_budget_close(s);
     }
 
-    s->run.ahead = s->opt.ahead && s->depth == 0;
+    s->run.ahead = s->opt.ahead != 0 && s->all_rows >= s->opt.ahead
+                   && s->depth == 0;
     s->run.last_depth = s->last_depth;
     s->run.depth = s->depth;
     s->run.all_rows = s->all_rows;

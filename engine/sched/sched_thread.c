@@ -1,6 +1,7 @@
 /*
- * The step thread and the leaders.  Rank 0's leader is the step thread itself,
- * unless that prepares the next step meanwhile.
+ * The step thread and the leaders.  Rank 0's leader is the step thread itself
+ * in each step during which that does not prepare the next one: waking another
+ * thread, and being woken by it, takes longer than planning a few rows.
  */
 
 #include "sched/sched_int.h"
@@ -290,18 +291,19 @@ sched_step(sched_t *s)
         s->opt.begin(s->opt.step_ctx);
     }
 
-    leaders = s->n_ranks - !s->opt.ahead;
+    leaders = s->n_ranks - !s->run.ahead;
     s->landed = leaders == 0;
 
     if (leaders > 0) {
         pthread_mutex_lock(&s->step_lock);
         s->step_no++;
+        s->step_apart = s->run.ahead;
         s->step_left = leaders;
         pthread_cond_broadcast(&s->step_begin);
         pthread_mutex_unlock(&s->step_lock);
     }
 
-    if (!s->opt.ahead) {
+    if (!s->run.ahead) {
         sched_rank_run(s, &s->rank[0]);
     }
 
@@ -375,6 +377,11 @@ sched_leader(void *data)
         }
 
         rk->seen = s->step_no;
+
+        if (rk->index == 0 && !s->step_apart) {
+            continue;
+        }
+
         pthread_mutex_unlock(&s->step_lock);
 
         sched_rank_run(s, rk);

@@ -71,7 +71,9 @@ static uint64_t    rng;
 static int         step_fails;
 static int         per_token;
 static int         cache_off;
-static int         ahead;            /* each step is prepared */
+static uint32_t    ahead;            /* steps of so many rows prepare one */
+static uint64_t    n_apart;          /* steps that did so, on threads, */
+static uint64_t    n_together;       /* and others */
 static uint32_t    families;         /* prompts that begin alike; 0: none */
 static uint64_t    n_computed;       /* rows */
 static uint64_t    n_steps;          /* of step() */
@@ -137,6 +139,7 @@ static int
 fake_step(void *ctx, uint32_t rank, const sched_batch_t *b,
     const uint32_t *logit_row, uint32_t n_logits, float *logits, char *err)
 {
+    char       name[16];
     uint32_t   i, j, pos;
     uint64_t   prev, h;
     int32_t    block;
@@ -150,6 +153,15 @@ fake_step(void *ctx, uint32_t rank, const sched_batch_t *b,
 
     if (sched->n_ranks == 1) {
         n_computed += b->n_rows;
+    }
+
+    /* rank 0's leader is the step thread, or that prepares meanwhile */
+
+    if (after_step != NULL && rank == 0) {
+        CHECK(pthread_getname_np(pthread_self(), name, sizeof(name)) == 0);
+        CHECK((strcmp(name, "llm-step") == 0) == !sched->run.ahead);
+        n_apart += sched->run.ahead;
+        n_together += !sched->run.ahead;
     }
 
     for (i = 0; i < b->n_rows; i++) {
@@ -617,6 +629,9 @@ step(void)
 
         if (sched->run.ahead) {
             meanwhile();
+
+        } else {
+            sched_deliver(sched);
         }
 
         for (i = 0; i < sched->n_ranks; i++) {

@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "cli/cli_options.h"
+#include "sched/sched.h"
 
 
 static cli_engine_t  opt;
@@ -119,13 +120,13 @@ test_taken(void **state)
     assert_string_equal(opt.argv[0], "word");
 
     assert_int_equal(parse("--model=d", "--ahead", "on", NULL), -1);
-    assert_true(cli_ahead(&opt));
+    assert_int_equal(cli_ahead(&opt), 1);
     assert_int_equal(parse("--model=d", "--ahead", "off", NULL), -1);
-    assert_false(cli_ahead(&opt));
+    assert_int_equal(cli_ahead(&opt), 0);
     assert_int_equal(parse("--model=d", NULL), -1);
-    assert_false(cli_ahead(&opt));
+    assert_int_equal(cli_ahead(&opt), 0);
     assert_int_equal(parse("--model=d", "--backend=cuda", NULL), -1);
-    assert_true(cli_ahead(&opt));
+    assert_int_equal(cli_ahead(&opt), SCHED_AHEAD);
 
     assert_int_equal(parse("--model=d", "--seed=18446744073709551615", "--",
                            "--flag", NULL), -1);

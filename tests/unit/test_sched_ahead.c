@@ -104,6 +104,42 @@ test_newcomer(void **state)
 }
 
 
+/* Steps of fewer rows than it pays with are planned one by one. */
+
+static void
+test_few_rows(void **state)
+{
+    req_t     r[3];
+    uint32_t  i;
+
+    (void) state;
+
+    memset(r, 0, sizeof(r));
+    rng = 3;
+    ahead = 3;
+    start(1, 4, 64, 64, 100);
+    ahead = 0;
+
+    for (i = 0; i < 3; i++) {
+        r[i].ignore_eos = 1;
+        submit(&r[i], 1, 10 + 10 * i);
+        assert_true(sched_next(sched));
+        assert_int_equal(sched->run.ahead, i == 2);
+
+        sched_deliver(sched);
+
+        if (sched->run.ahead) {
+            sched_prepare(sched);
+        }
+
+        end();
+    }
+
+    drain(r, 3);
+    assert_int_equal(sched->run.ahead, 0);
+}
+
+
 /* The place of one that gets its last token is free. */
 
 static void
@@ -591,6 +627,7 @@ main(void)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(test_newcomer),
+        cmocka_unit_test(test_few_rows),
         cmocka_unit_test(test_place),
         cmocka_unit_test(test_ends),
         cmocka_unit_test(test_cancel),

@@ -174,6 +174,19 @@ test_trace_ahead(void **state)
                   (unsigned long long) n_used,
                   (unsigned long long) n_steps);
     assert_true(n_used > n_steps / 2 && n_used < n_steps);
+
+    /* only large ones are: both kinds follow each other */
+
+    n_used = 0;
+    n_steps = 0;
+    ahead = 40;
+    trace();
+    ahead = 0;
+
+    print_message("%llu of %llu steps prepared where 40 rows are\n",
+                  (unsigned long long) n_used,
+                  (unsigned long long) n_steps);
+    assert_true(n_used > n_steps / 10 && n_used < n_steps * 9 / 10);
 }
 
 
@@ -240,10 +253,24 @@ test_trace_threads(void **state)
     (void) state;
 
     trace_threads();
+    assert_int_equal(n_apart, 0);
 
     ahead = 1;
+    n_together = 0;
+    trace_threads();
+    assert_int_equal(n_together, 0);
+
+    /* as many rows as some steps have */
+
+    ahead = 40;
+    n_apart = 0;
     trace_threads();
     ahead = 0;
+
+    print_message("%llu steps prepared the next, %llu did not\n",
+                  (unsigned long long) n_apart,
+                  (unsigned long long) n_together);
+    assert_true(n_apart > 100 && n_together > 100);
 }
 
 
