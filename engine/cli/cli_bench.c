@@ -398,10 +398,11 @@ bench_head(bench_cmd_t *cmd)
 
     if (cmd->with_roof) {
         printf("\nroof of %u thread%s: %.1f GB/s read, %.2f MB of weights a "
-               "token;\n%.1f GFLOP/s (%s), router %.1f (%s)\n", r->threads,
-               r->threads == 1 ? "" : "s", r->read / 1e9, r->cost.bytes / 1e6,
-               r->matrix / 1e9, r->matrix_name, r->router / 1e9,
-               r->router_name);
+               "token;\n%.1f GFLOP/s (%s), attention %.1f (%s), router %.1f "
+               "(%s)\n", r->threads, r->threads == 1 ? "" : "s",
+               r->read / 1e9, r->cost.bytes / 1e6, r->matrix / 1e9,
+               r->matrix_name, r->attend / 1e9, r->attend_name,
+               r->router / 1e9, r->router_name);
     }
 
     if (cmd->tables == 1 || cmd->with_roof) {
@@ -464,9 +465,11 @@ bench_json_cell(const bench_cmd_t *cmd, const bench_cell_t *cell,
     if (cmd->with_roof) {
         printf(",\"roof_share\":%.4f,\"read_gb\":%.2f,\"token_mb\":%.3f,"
                "\"matrix_gflop\":%.1f,\"matrix_instruction\":\"%s\","
+               "\"attend_gflop\":%.1f,\"attend_instruction\":\"%s\","
                "\"router_gflop\":%.1f,\"router_instruction\":\"%s\"", share,
                r->read / 1e9, r->cost.bytes / 1e6, r->matrix / 1e9,
-               r->matrix_name, r->router / 1e9, r->router_name);
+               r->matrix_name, r->attend / 1e9, r->attend_name,
+               r->router / 1e9, r->router_name);
     }
 
     printf("}");

@@ -10,7 +10,8 @@
  * the instruction that the kernel path multiplies that kind with.  Attention
  * counts with keys and values expanded, the least there is; the engine works
  * on the compressed ones and does more.  Quantised weights are multiplied as
- * numbers of the compute mode.
+ * numbers of the compute mode, or at its rate, but for those that AVX2 takes as
+ * words.
  */
 
 #include <math.h>
@@ -37,7 +38,7 @@ bench_roof(const bench_t *b, uint32_t threads, bench_roof_t *roof, char *err)
     int                 rc;
     be_team_t          *team;
     be_peak_type_t      type;
-    const be_peak_t    *matrix, *router;
+    const be_peak_t    *matrix, *attend, *router;
     const cli_stack_t  *st;
 
     st = bench_stack(b);
@@ -48,14 +49,23 @@ bench_roof(const bench_t *b, uint32_t threads, bench_roof_t *roof, char *err)
     }
 
     type = (st->opt.compute == BE_BF16) ? BE_PEAK_BF16 : BE_PEAK_F32;
-    matrix = be_peak_of(st->path, type);
+    attend = be_peak_of(st->path, type);
+    matrix = attend;
+
+    if (type == BE_PEAK_BF16 && strcmp(st->path, "avx2") == 0
+        && (st->opt.weights == BE_INT8 || st->opt.weights == BE_INT4))
+    {
+        matrix = be_peak_of(st->path, BE_PEAK_INT16);
+    }
+
     router = be_peak_of(st->path, BE_PEAK_F32);
 
     roof->threads = threads;
     roof->matrix_name = matrix->name;
     roof->matrix = be_peak_measure(team, matrix);
-    roof->attend_name = matrix->name;
-    roof->attend = roof->matrix;
+    roof->attend_name = attend->name;
+    roof->attend = (attend == matrix) ? roof->matrix
+                                      : be_peak_measure(team, attend);
     roof->router_name = router->name;
     roof->router = be_peak_measure(team, router);
 

@@ -8,7 +8,8 @@
  * tokens go through detokenisers with a stop string, and to memory.  Answers
  * of 200 tokens end, and others to prompts of 100 to 400 begin, all the time.
  * Printed is the time from a step's end to the next one's begin on a rank, the
- * mean over all, for several batches, without steps prepared ahead and with.
+ * mean over all, for several batches: without steps prepared ahead, with all
+ * of them, and with those that it should pay for.
  */
 
 #include <getopt.h>
@@ -23,6 +24,7 @@
 #include "tokenizer/tok_stream.h"
 
 
+#define AHEADS   3
 #define ANSWER   200
 #define CREDIT   (INT64_MAX / 2)
 #define RECORD   512                 /* bytes of a token's record, at most */
@@ -190,7 +192,7 @@ talk_end(talk_t *t)
 
 
 static int
-bench_open(int ahead, uint32_t batch)
+bench_open(uint32_t ahead, uint32_t batch)
 {
     char              err[SCHED_ERR_LEN];
     sched_options_t   o;
@@ -274,10 +276,13 @@ bench_cell(talk_t *talk, uint32_t n, sched_stats_t *was, sched_stats_t *is)
 static int
 bench_batch(uint32_t batch)
 {
-    int             rc, ahead;
-    double          us[2], rate[2], steps;
+    int             rc;
+    double          us[AHEADS], rate[AHEADS], steps;
     talk_t         *talk;
+    uint32_t        i;
     sched_stats_t   was, is;
+
+    static const uint32_t  ahead[AHEADS] = { 0, 1, SCHED_AHEAD };
 
     talk = calloc((size_t) b.ranks * batch, sizeof(talk_t));
 
@@ -287,8 +292,8 @@ bench_batch(uint32_t batch)
 
     rc = 0;
 
-    for (ahead = 0; ahead <= 1 && rc == 0; ahead++) {
-        rc = bench_open(ahead, batch);
+    for (i = 0; i < AHEADS && rc == 0; i++) {
+        rc = bench_open(ahead[i], batch);
 
         if (rc == 0) {
             rc = bench_cell(talk, b.ranks * batch, &was, &is);
@@ -297,13 +302,13 @@ bench_batch(uint32_t batch)
         sched_close(b.sched);
 
         steps = (double) (is.followed - was.followed);
-        us[ahead] = (double) (is.idle_us - was.idle_us) / steps;
-        rate[ahead] = (double) (is.tokens - was.tokens) / b.seconds;
+        us[i] = (double) (is.idle_us - was.idle_us) / steps;
+        rate[i] = (double) (is.tokens - was.tokens) / b.seconds;
     }
 
     if (rc == 0) {
-        printf("%5u %7u %12.0f %8.0f %12.0f %8.0f\n", b.ranks, batch, us[0],
-               us[1], rate[0], rate[1]);
+        printf("%5u %7u %8.0f %8.0f %8.0f %12.0f %8.0f %8.0f\n", b.ranks,
+               batch, us[0], us[1], us[2], rate[0], rate[1], rate[2]);
         fflush(stdout);
     }
 
@@ -386,7 +391,8 @@ main(int argc, char **argv)
     if (rc == 0) {
         memset(b.known, 1, b.vocab);
         printf("steps of %u us; us idle between two; tokens/s\n"
-               "ranks   batch         idle    ahead     tokens/s    ahead\n",
+               "ranks   batch     idle    ahead     auto     tokens/s"
+               "    ahead     auto\n",
                b.step_us);
     }
 

@@ -8,10 +8,6 @@
 #include <string.h>
 #include <time.h>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 #include "backend/backend.h"
 #include "backend/cpu/be_peak.h"
 
@@ -144,16 +140,9 @@ peak_bf16(void)
 
 
 static double
-peak_int8_256(void)
+peak_int16(void)
 {
-    PEAK_VECTOR("%{vex%} vpdpbusd", "ymm", 64);
-}
-
-
-static double
-peak_int8_512(void)
-{
-    PEAK_VECTOR("vpdpbusd", "zmm", 128);
+    PEAK_VECTOR("vpmaddwd", "ymm", 32);
 }
 
 
@@ -161,25 +150,6 @@ static double
 peak_tiles_bf16(void)
 {
     PEAK_TILES("tdpbf16ps", 16384);
-}
-
-
-static double
-peak_tiles_int8(void)
-{
-    PEAK_TILES("tdpbssd", 32768);
-}
-
-
-/* Bits of leaf 7: `eax` of its second part, or `edx` of the first. */
-
-static int
-peak_cpuid(uint32_t part, int edx, uint32_t bit)
-{
-    uint32_t  a, b, c, d;
-
-    return __get_cpuid_count(7, part, &a, &b, &c, &d)
-           && ((edx ? d : a) & bit) != 0;
 }
 
 #endif
@@ -192,28 +162,11 @@ static const be_peak_t  peak_all[] = {
     { "vfmadd231ps zmm", BE_PEAK_F32, "avx512", peak_fma512 },
     { "vdpbf16ps zmm", BE_PEAK_BF16, "avx512bf16", peak_bf16 },
     { "tdpbf16ps", BE_PEAK_BF16, "amx", peak_tiles_bf16 },
-    { "vpdpbusd ymm", BE_PEAK_INT8, "avx2", peak_int8_256 },
-    { "vpdpbusd zmm", BE_PEAK_INT8, "avx512", peak_int8_512 },
-    { "tdpbssd", BE_PEAK_INT8, "amx", peak_tiles_int8 }
+    { "vpmaddwd ymm", BE_PEAK_INT16, "avx2", peak_int16 }
 #endif
 };
 
 #define PEAK_N  (sizeof(peak_all) / sizeof(peak_all[0]))
-
-
-const be_peak_t *
-be_peak(uint32_t n)
-{
-    uint32_t  i;
-
-    for (i = 0; i < PEAK_N; i++) {
-        if (peak_have(&peak_all[i]) && n-- == 0) {
-            return &peak_all[i];
-        }
-    }
-
-    return NULL;
-}
 
 
 const be_peak_t *
@@ -257,21 +210,6 @@ peak_have(const be_peak_t *p)
 {
     uint32_t            i;
     const char *const  *can;
-
-#if defined(__x86_64__)
-
-    if (p->type == BE_PEAK_INT8) {
-        __builtin_cpu_init();
-
-        if (!(strcmp(p->path, "avx2") == 0 ? peak_cpuid(1, 0, 1u << 4)
-              : strcmp(p->path, "amx") == 0 ? peak_cpuid(0, 1, 1u << 25)
-              : __builtin_cpu_supports("avx512vnni")))
-        {
-            return 0;
-        }
-    }
-
-#endif
 
     can = be_cpu_paths();
 

@@ -15,7 +15,7 @@
 typedef enum {
     BE_PEAK_F32 = 0,                 /* what is multiplied */
     BE_PEAK_BF16,
-    BE_PEAK_INT8
+    BE_PEAK_INT16
 } be_peak_type_t;
 
 typedef struct {
@@ -25,12 +25,6 @@ typedef struct {
     double          (*run)(void);    /* some of it; how many operations */
 } be_peak_t;
 
-
-/*
- * The i-th instruction that this processor has, slower ones of a type first;
- * NULL after the last.
- */
-const be_peak_t *be_peak(uint32_t i);
 
 /*
  * The fastest that a kernel path may use for a type: what it is to be
