@@ -161,7 +161,7 @@ fake_step(void *ctx, uint32_t rank, const sched_batch_t *b,
         CHECK(pthread_getname_np(pthread_self(), name, sizeof(name)) == 0);
         CHECK((strcmp(name, "llm-step") == 0) == !sched->run.ahead);
         n_apart += sched->run.ahead;
-        n_together += !sched->run.ahead;
+        n_together += !sched->run.ahead && sched->run.all_rows > 0;
     }
 
     for (i = 0; i < b->n_rows; i++) {
