@@ -7,6 +7,8 @@
 #include "backend/cuda/cu_ptx.cuh"
 #include "test_cuda_util.h"
 
+#include <thread>
+
 
 /* --- threads ----------------------------------------------------------- */
 
@@ -316,11 +318,21 @@ kernel_add(float *x, const float *y, int n)
 }
 
 
+static __global__ void
+kernel_far(const uint32_t *flag)
+{
+    cu_begin();
+
+    while (cu_load_acquire_sys(flag) == 0) { /* void */ }
+}
+
+
 static void
 wrong(int what)
 {
-    char  *p;
-    int   *q;
+    char          *p;
+    int           *q;
+    cudaStream_t   a, b;
 
     p = (char *) cu_put(NULL, 1000);
     q = (int *) cu_put(NULL, 64 * sizeof(int));
@@ -341,6 +353,15 @@ wrong(int what)
         char  host[100];
 
         (void) cudaMemcpy(host, host, 10, cudaMemcpyHostToDevice);
+
+    } else if (what == 26) {
+        CU_OK(cudaMemset(p, 0, 1000));
+        CU_OK(cudaStreamCreate(&a));
+        CU_OK(cudaStreamCreate(&b));
+        CU_OK(CU_LAUNCH(kernel_far, 1, 32, 0, a, (const uint32_t *) p));
+        CU_OK(CU_LAUNCH(kernel_far, 1, 32, 0, b, (const uint32_t *) p));
+        std::thread([=]() { (void) cudaStreamSynchronize(b); }).detach();
+        (void) cudaStreamSynchronize(a);
 
     } else if (what == 25) {
         (void) cu_launch("kernel_add", CU_DEP, kernel_add, 1, 64, 0, NULL,
@@ -375,6 +396,7 @@ test_wrong(void **)
     cu_dies(wrong, 22, "writes 1001 bytes where 1000 are left");
     cu_dies(wrong, 23, "the destination of a copy is not device memory");
     cu_dies(wrong, 25, "launched early, and the thread ends without cu_begin");
+    cu_dies(wrong, 26, "two kernels on device 0 wait for others");
 }
 
 
@@ -530,6 +552,109 @@ test_graphs(void **)
 }
 
 
+/* How often of 64 times the doubling came after the sum. */
+
+static int
+children(const float *one, float *x, int ordered)
+{
+    int               i, first;
+    float             out;
+    cudaGraph_t       g, piece[2];
+    cudaStream_t      s;
+    cudaGraphNode_t   node[2];
+    cudaGraphExec_t   exec;
+
+    CU_OK(cudaStreamCreate(&s));
+
+    for (i = 0; i < 2; i++) {
+        CU_OK(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal));
+        CU_OK(CU_LAUNCH(kernel_add, 1, 32, 0, s, x,
+                        i == 0 ? one : (const float *) x, 1));
+        CU_OK(cudaStreamEndCapture(s, &piece[i]));
+    }
+
+    CU_OK(cudaGraphCreate(&g, 0));
+    CU_OK(cudaGraphAddChildGraphNode(&node[0], g, NULL, 0, piece[0]));
+    CU_OK(cudaGraphAddChildGraphNode(&node[1], g, ordered ? &node[0] : NULL,
+                                     ordered ? 1 : 0, piece[1]));
+    CU_OK(cudaGraphInstantiate(&exec, g, 0));
+    CU_OK(cudaGraphDestroy(g));
+    CU_OK(cudaGraphDestroy(piece[0]));
+    CU_OK(cudaGraphDestroy(piece[1]));
+
+    for (i = 0, first = 0; i < 64; i++) {
+        CU_OK(cudaMemset(x, 0, sizeof(float)));
+        CU_OK(cudaGraphLaunch(exec, s));
+        CU_OK(cudaStreamSynchronize(s));
+        cu_get(&out, x, sizeof(out));
+        assert_true(out == 1.0f || out == 2.0f);
+        first += out == 2.0f;
+    }
+
+    CU_OK(cudaGraphExecDestroy(exec));
+    CU_OK(cudaStreamDestroy(s));
+
+    return first;
+}
+
+
+static void
+test_children(void **)
+{
+    float  one, *x, *y;
+
+    one = 1.0f;
+    x = (float *) cu_put(&one, sizeof(one));
+    y = (float *) cu_put(&one, sizeof(one));
+
+    assert_int_equal(children(y, x, 1), 64);
+    assert_in_range(children(y, x, 0), 1, 63);
+
+    CU_OK(cudaFree(x));
+    CU_OK(cudaFree(y));
+}
+
+
+/* What a device refuses: another thread's capture, another one's stream. */
+
+static void
+test_refused(void **)
+{
+    int           rc;
+    void         *p;
+    cudaEvent_t   e;
+    cudaGraph_t   g;
+    cudaStream_t  s;
+
+    CU_OK(cudaStreamCreate(&s));
+    CU_OK(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal));
+    assert_int_equal(cudaMalloc(&p, 16), cudaErrorStreamCaptureUnsupported);
+
+    std::thread([&]() {
+        rc = cudaStreamEndCapture(s, &g);
+        CU_OK(cudaMalloc(&p, 16));
+        CU_OK(cudaFree(p));
+    }).join();
+
+    assert_int_equal(rc, cudaErrorStreamCaptureWrongThread);
+    CU_OK(cudaStreamEndCapture(s, &g));
+    CU_OK(cudaGraphDestroy(g));
+
+    emu_set_device(2, 4, (size_t) 8 << 30);
+    CU_OK(cudaSetDevice(1));
+    assert_int_equal(CU_LAUNCH(kernel_add, 1, 32, 0, s, (float *) NULL,
+                               (const float *) NULL, 0),
+                     cudaErrorInvalidResourceHandle);
+    CU_OK(cudaEventCreate(&e));
+    assert_int_equal(cudaEventRecord(e, s), cudaErrorInvalidResourceHandle);
+    CU_OK(cudaEventDestroy(e));
+    CU_OK(cudaSetDevice(0));
+    emu_set_device(1, 4, (size_t) 8 << 30);
+
+    CU_OK(cudaStreamDestroy(s));
+}
+
+
 static void
 test_memory(void **)
 {
@@ -571,6 +696,8 @@ main(void)
         cmocka_unit_test(test_race),
         cmocka_unit_test(test_streams),
         cmocka_unit_test(test_graphs),
+        cmocka_unit_test(test_children),
+        cmocka_unit_test(test_refused),
         cmocka_unit_test(test_memory)
     };
 

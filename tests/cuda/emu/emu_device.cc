@@ -320,6 +320,10 @@ cudaGetErrorString(cudaError_t e)
         return "operation failed due to a previous error during capture";
     case cudaErrorStreamCaptureUnjoined:
         return "capture was not joined to its origin stream";
+    case cudaErrorStreamCaptureWrongThread:
+        return "capture was begun by another thread";
+    case cudaErrorLaunchOutOfResources:
+        return "too many resources requested for launch";
     case cudaErrorGraphExecUpdateFailure:
         return "the graph update was not performed";
     default:

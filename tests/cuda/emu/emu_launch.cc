@@ -19,6 +19,7 @@ static void launch_check(const char *name, const void *kernel, dim3 grid,
 
 static std::mutex                                 launch_lock;
 static unsigned long long                         launch_count;
+static int                                        launch_fail;
 static std::unordered_map<const void *, size_t>   launch_smem;
 
 
@@ -57,9 +58,24 @@ int
 emu_launch(const char *name, const void *kernel, int how, dim3 grid,
     dim3 block, size_t smem, cudaStream_t stream, std::function<void()> body)
 {
+    int       device;
     emu_op_t  op;
 
     launch_check(name, kernel, grid, block, smem);
+
+    device = emu_device();
+
+    if (emu_stream_device(stream) != device) {
+        return emu_error(cudaErrorInvalidResourceHandle);
+    }
+
+    {
+        std::lock_guard<std::mutex>  lock(launch_lock);
+
+        if (launch_fail > 0 && --launch_fail == 0) {
+            return emu_error(cudaErrorLaunchOutOfResources);
+        }
+    }
 
     op = [=]() {
         emu_launch_t            l = {};
@@ -79,6 +95,7 @@ emu_launch(const char *name, const void *kernel, int how, dim3 grid,
         l.block = block;
         l.smem = smem;
         l.how = how;
+        l.device = device;
         l.random = (l.random + (seed ? strtoull(seed, NULL, 10) : 0) * 7919)
                    * 0x9e3779b97f4a7c15ull | 1;
 
@@ -129,6 +146,15 @@ launch_check(const char *name, const void *kernel, dim3 grid, dim3 block,
         emu_fatal("kernel %s is launched with a grid of %u x %u x %u", name,
                   grid.x, grid.y, grid.z);
     }
+}
+
+
+void
+emu_fail_launch(int n)
+{
+    std::lock_guard<std::mutex>  lock(launch_lock);
+
+    launch_fail = n;
 }
 
 

@@ -73,7 +73,7 @@ cudaMalloc(void **p, size_t size)
         return cudaSuccess;
     }
 
-    if (emu_any_capture()) {
+    if (emu_unsafe()) {
         return emu_error(cudaErrorStreamCaptureUnsupported);
     }
 
@@ -133,6 +133,10 @@ cudaFree(void *p)
 
     if (p == NULL) {
         return cudaSuccess;
+    }
+
+    if (emu_unsafe()) {
+        return emu_error(cudaErrorStreamCaptureUnsupported);
     }
 
     emu_drain_all(0);

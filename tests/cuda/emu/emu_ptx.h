@@ -280,6 +280,13 @@ cu_store_once(void *p, uint4 v)
 }
 
 
+CU_FN uint64_t
+cu_timer(void)
+{
+    return emu_timer();
+}
+
+
 /* A flag that is looked at lets others run. */
 
 CU_FN uint32_t
@@ -293,7 +300,7 @@ cu_load_acquire_gpu(const uint32_t *p)
 CU_FN uint32_t
 cu_load_acquire_sys(const uint32_t *p)
 {
-    emu_poll();
+    emu_poll_far();
     return __atomic_load_n(p, __ATOMIC_ACQUIRE);
 }
 

@@ -30,6 +30,12 @@ cudaError_t emu_may_wait(cudaStream_t stream);
 int emu_captures(cudaStream_t stream);
 int emu_any_capture(void);
 
+/* Whether a capture forbids this thread what could wait. */
+int emu_unsafe(void);
+
+/* The current one for the null stream. */
+int emu_stream_device(cudaStream_t stream);
+
 /* Runs what is queued: on one stream, on all (that block) of the device. */
 void emu_drain(cudaStream_t stream);
 void emu_drain_all(int blocking_only);

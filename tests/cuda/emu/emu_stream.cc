@@ -74,8 +74,9 @@ emu_queue(cudaStream_t stream, const char *what, emu_op_t op)
         stream = stream_of(stream);
 
         if (stream->capture != NULL) {
-            node_t  node = { what, op };
+            node_t  node = { what, op, stream->tail };
 
+            stream->tail = { stream->capture->nodes.size() };
             stream->capture->nodes.push_back(node);
             stream->joined++;
             return cudaSuccess;
@@ -348,6 +349,36 @@ emu_any_capture(void)
 }
 
 
+int
+emu_unsafe(void)
+{
+    std::lock_guard<std::mutex>  lock(emu_stream_lock);
+
+    for (cudaStream_t s : emu_streams) {
+        if (s->capture != NULL
+            && (s->capture->mode == cudaStreamCaptureModeGlobal
+                || (s->capture->mode == cudaStreamCaptureModeThreadLocal
+                    && s->capture->owner == std::this_thread::get_id())))
+        {
+            return 1;
+        }
+    }
+
+    return 0;
+}
+
+
+int
+emu_stream_device(cudaStream_t stream)
+{
+    std::lock_guard<std::mutex>  lock(emu_stream_lock);
+
+    stream = stream_of(stream);
+
+    return (stream == &stream_null) ? emu_device() : stream->q->device;
+}
+
+
 cudaError_t
 cudaStreamSynchronize(cudaStream_t stream)
 {
@@ -461,6 +492,7 @@ cudaError_t
 cudaEventCreateWithFlags(cudaEvent_t *event, unsigned int flags)
 {
     *event = new CUevent_st();
+    (*event)->device = emu_device();
 
     if ((flags & cudaEventDisableTiming) == 0) {
         (*event)->time = std::make_shared<double>(0);
@@ -488,6 +520,10 @@ cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
     std::shared_ptr<double>  time;
 
+    if (emu_stream_device(stream) != event->device) {
+        return emu_error(cudaErrorInvalidResourceHandle);
+    }
+
     {
         std::lock_guard<std::mutex>  lock(emu_stream_lock);
 
@@ -495,6 +531,7 @@ cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 
         if (stream->capture != NULL) {
             event->capture = stream->capture;
+            event->tail = stream->tail;
             event->from = stream;
             event->at = stream->joined;
             event->q = NULL;
@@ -541,10 +578,21 @@ cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int)
 
             if (stream->capture == NULL) {
                 stream->capture = event->capture;
+                stream->tail = event->tail;
                 stream->joined = 0;
                 emu_stream_captures++;
+                return cudaSuccess;
+            }
 
-            } else if (event->from->joined == event->at) {
+            if (stream->capture != event->capture) {
+                stream->capture->error = cudaErrorStreamCaptureInvalidated;
+                return emu_error(cudaErrorStreamCaptureUnsupported);
+            }
+
+            stream->tail.insert(stream->tail.end(), event->tail.begin(),
+                                event->tail.end());
+
+            if (event->from->joined == event->at) {
                 event->from->joined = 0;
                 event->at = 0;
             }

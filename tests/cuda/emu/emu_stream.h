@@ -1,6 +1,7 @@
 /*
  * A stream's queue and the graph that it captures: of emu_stream.cc and
- * emu_graph.cc alone.
+ * emu_graph.cc alone.  A node comes after those that `after` has, by their
+ * index; what a capturing stream takes next, after those in its `tail`.
  */
 
 #ifndef EMU_STREAM_H
@@ -10,21 +11,34 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "emu_runtime.h"
 
 
+typedef std::vector<size_t>  nodes_t;
+
 struct node_t {
     std::string  what;
     emu_op_t     op;
+    nodes_t      after;
+};
+
+/* A child graph, of which what follows waits for the last nodes. */
+
+struct CUgraphNode_st {
+    CUgraph_st  *graph;
+    nodes_t      tail;
 };
 
 struct CUgraph_st {
-    std::vector<node_t>  nodes;
-    cudaStream_t         origin;
-    cudaError_t          error;
-    int                  captures;
+    std::vector<node_t>                           nodes;
+    std::vector<std::shared_ptr<CUgraphNode_st>>  children;
+    cudaStream_t                                  origin;
+    cudaError_t                                   error;
+    cudaStreamCaptureMode                         mode;
+    std::thread::id                               owner;
 };
 
 struct CUgraphExec_st {
@@ -46,13 +60,16 @@ struct queue_t {
 struct CUstream_st {
     std::shared_ptr<queue_t>     q;
     std::shared_ptr<CUgraph_st>  capture;
+    nodes_t                      tail;
     uint64_t                     joined;     /* operations not joined back */
 };
 
 struct CUevent_st {
     std::shared_ptr<queue_t>     q;          /* NULL: never recorded */
     uint64_t                     at;
+    int                          device;
     std::shared_ptr<CUgraph_st>  capture;
+    nodes_t                      tail;
     cudaStream_t                 from;
     std::shared_ptr<double>      time;
 };

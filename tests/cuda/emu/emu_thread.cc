@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include <atomic>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,7 @@
 #define EMU_KICK       1000          /* looks without change */
 #define EMU_DEP        1             /* CU_DEP, CU_COOP */
 #define EMU_COOP       2
+#define EMU_DEVICES    64
 
 #define LIVE(block)    ((block)->n_threads - (block)->n_done)
 
@@ -62,6 +64,8 @@ static thread_local emu_launch_t *emu_current;
 static thread_local void        (*emu_body)(void *);
 static thread_local void         *emu_body_ctx;
 static thread_local windows_t     emu_windows;
+
+static std::atomic<int>           emu_waiting[EMU_DEVICES];
 
 
 void
@@ -142,6 +146,10 @@ emu_run(emu_launch_t *launch, void (*body)(void *), void *ctx)
         }
 
         sched_yield();
+    }
+
+    if (launch->waits) {
+        emu_waiting[launch->device] = 0;
     }
 
     emu_current = NULL;
@@ -312,6 +320,35 @@ void
 emu_poll(void)
 {
     thread_wait(EMU_POLLS, "memory that others write");
+}
+
+
+void
+emu_poll_far(void)
+{
+    emu_launch_t  *l;
+
+    l = emu_self->block->launch;
+
+    if (!l->waits) {
+        l->waits = 1;
+
+        if (l->device < 0 || l->device >= EMU_DEVICES
+            || emu_waiting[l->device].exchange(1) != 0)
+        {
+            emu_fatal("two kernels on device %d wait for others at the same "
+                      "time: one of them may never run", l->device);
+        }
+    }
+
+    emu_poll();
+}
+
+
+uint64_t
+emu_timer(void)
+{
+    return (uint64_t) (emu_now() * 1e9);
 }
 
 

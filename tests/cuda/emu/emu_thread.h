@@ -123,6 +123,8 @@ struct emu_launch_s {
     dim3           block;
     size_t         smem;
     int            how;
+    int            device;
+    int            waits;            /* it polls for other devices */
     uint64_t       random;
 };
 
@@ -151,6 +153,15 @@ void emu_wait_phase(const uint64_t *bar, uint32_t parity);
 
 /* After a look at memory that another block, thread or rank may change. */
 void emu_poll(void);
+
+/*
+ * The same, of memory that other devices write.  A second kernel that waits so
+ * on a device ends the program: nothing says that both get to run.
+ */
+void emu_poll_far(void);
+
+/* Nanoseconds, as %globaltimer. */
+uint64_t emu_timer(void);
 
 /*
  * Barrier `id` of `threads` (0: all of the block); arrives and, if `wait`,

@@ -35,12 +35,14 @@ typedef enum cudaError {
     cudaErrorPeerAccessAlreadyEnabled = 704,
     cudaErrorHostMemoryAlreadyRegistered = 712,
     cudaErrorHostMemoryNotRegistered = 713,
+    cudaErrorLaunchOutOfResources = 701,
     cudaErrorLaunchFailure = 719,
     cudaErrorCooperativeLaunchTooLarge = 720,
     cudaErrorNotSupported = 801,
     cudaErrorStreamCaptureUnsupported = 900,
     cudaErrorStreamCaptureInvalidated = 901,
     cudaErrorStreamCaptureUnjoined = 904,
+    cudaErrorStreamCaptureWrongThread = 908,
     cudaErrorGraphExecUpdateFailure = 910,
     cudaErrorUnknown = 999
 } cudaError_t;
@@ -256,6 +258,10 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream,
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph);
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream,
     cudaStreamCaptureStatus *status);
+cudaError_t cudaGraphCreate(cudaGraph_t *graph, unsigned int flags);
+cudaError_t cudaGraphAddChildGraphNode(cudaGraphNode_t *node,
+    cudaGraph_t graph, const cudaGraphNode_t *before, size_t n,
+    cudaGraph_t child);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph,
     unsigned long long flags);
 cudaError_t cudaGraphExecUpdate(cudaGraphExec_t exec, cudaGraph_t graph,
@@ -280,13 +286,16 @@ cudaError_t cudaGetDriverEntryPoint(const char *symbol, void **f,
  * The emulator's own.  emu_set_device() is for before the first other call:
  * how many devices there are, their multiprocessors and memory.  The n-th
  * allocation of device memory from now on fails after emu_fail_malloc(n), the
- * n-th of pinned memory after emu_fail_pinned(n); 0: none.  emu_in_use() is
- * the bytes of device memory that were not freed; emu_launches() counts
- * kernels.
+ * n-th of pinned memory after emu_fail_pinned(n), the n-th kernel to be
+ * launched or captured after emu_fail_launch(n), the n-th graph to be launched
+ * after emu_fail_graph(n); 0: none.  emu_in_use() is the bytes of device memory
+ * that were not freed; emu_launches() counts kernels.
  */
 void emu_set_device(int count, int multiprocessors, size_t memory);
 void emu_fail_malloc(int n);
 void emu_fail_pinned(int n);
+void emu_fail_launch(int n);
+void emu_fail_graph(int n);
 size_t emu_in_use(void);
 unsigned long long emu_launches(void);
 
