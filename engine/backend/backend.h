@@ -115,19 +115,25 @@ typedef struct {
     void                   *device;      /* the backend's, from begin() */
 } be_batch_t;
 
-/* What one step is about, for begin(). */
+/*
+ * What one step is about, for begin().  With `some` not 0 the last layer goes
+ * on with `last` alone, as not all rows give logits; begin() may say so where
+ * all of this rank's do.
+ */
 
 typedef struct {
     be_batch_t              all;
     be_batch_t              last;        /* of them, those that give logits */
+    int                     some;
     const uint32_t         *row;         /* [last.n_rows] which these are */
     const uint32_t         *from;        /* [all.n_rows] of drafts, or NULL */
     uint32_t                max_rows;    /* what there is memory for */
     uint32_t                max_last;
 
     /*
-     * Not 0: steps of the same key, rows and rows of logits are told the same
-     * operations with the same memory.
+     * Not 0: steps of the same key, `some`, rows and rows of logits are told
+     * the same operations with the same memory.  Of several ranks all have a
+     * key or none; begin() is collective then.
      */
     uint32_t                key;
 } be_step_t;
@@ -266,13 +272,23 @@ typedef struct {
     int               exact;
     const be_mlp_t   *expert;        /* one of them, for the type */
 
-    /* Between processes, else 0; what is pointed to outlives the peer. */
+    /* Between processes, else 0. */
     uint32_t          first;         /* rank of this process, */
     uint32_t          local;         /* and how many it has */
-    uint32_t          timeout_ms;    /* 0: none */
     const uint8_t    *id;            /* [BE_PEER_ID] the same everywhere */
+
+    /*
+     * What is pointed to outlives the peer.  meet(): the ranks' threads come
+     * together, the last of them calls last(arg) before all go on; NULL: steps
+     * are not recorded.  peers[ranks]: of all that have one.
+     */
+    uint32_t          timeout_ms;    /* 0: none */
     int             (*status)(void *ctx, char *err);    /* -1: has failed */
     void            (*fail)(void *ctx, const char *why);
+    int             (*meet)(void *ctx, uint32_t rank, const char *what,
+                            int (*last)(void *arg, char *err), void *arg,
+                            char *err);
+    be_peer_t *const *peers;
     void             *ctx;
 } be_peer_options_t;
 
@@ -474,7 +490,8 @@ struct be_s {
      * peer_pairs(), whose pairs experts() takes; then peer_return(), and when
      * all have called that, peer_collect(), after which contributions are at
      * home.  all[ranks] and sends[ranks] are those of all ranks; of another
-     * process all[] is NULL, and sends[] has the rows it may send.
+     * process all[] is NULL, and sends[] has the rows it may send.  peer_stop():
+     * the exchange has failed, and nobody will end the step.
      */
     be_peer_t *(*peer_open)(be_t *be, const be_peer_options_t *opt,
         char *err);
@@ -486,6 +503,7 @@ struct be_s {
     void (*peer_return)(be_t *be, be_peer_t *const *all);
     void (*peer_collect)(be_t *be, be_peer_t *const *all,
         const be_peer_send_t *send);
+    void (*peer_stop)(be_t *be);
 
     /* y[p] = mlp[e](x[p]), unweighted, for each pair of each local expert */
     void (*experts)(be_t *be, const be_mlp_t *mlp, const be_pairs_t *pairs);

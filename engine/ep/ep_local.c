@@ -39,6 +39,7 @@ ep_local_open(uint32_t max_experts, char *err)
     l->ex.name = "local";
     l->ex.ranks = 1;
     l->ex.queued = 1;
+    l->ex.recorded = 1;
     l->ex.dispatch = ep_local_dispatch;
     l->ex.combine = ep_local_combine;
     l->ex.barrier = ep_local_barrier;

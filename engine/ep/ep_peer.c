@@ -4,7 +4,9 @@
  *
  * The backends do it (peer_send() and so on, backend.h); here ranks' threads
  * meet, so that each has queued what others wait for before these queue that
- * they wait.  No thread waits for a device.
+ * they wait.  No thread waits for a device.  Without other nodes the backends
+ * also meet at the beginning of a step, and record it if all can: a step that
+ * is replayed has none of the meetings here.
  *
  * A rank whose device has failed goes on as if nothing were; the failure is
  * told at the end of its step, and the step fails.  With other nodes, which
@@ -61,6 +63,8 @@ static int peer_agree(ep_peer_all_t *all, ep_nodes_t *nodes,
     const char *backend, char *err);
 static int peer_swap(ep_nodes_t *nodes, uint32_t frame, const char *what,
     peer_frame_t *mine, peer_frame_t *from, char *err);
+static int peer_meet(void *ctx, uint32_t rank, const char *what,
+    int (*last)(void *arg, char *err), void *arg, char *err);
 static int peer_status(void *ctx, char *err);
 static void peer_fail(void *ctx, const char *why);
 static void peer_failed(void *ctx, const char *why);
@@ -93,6 +97,8 @@ ep_peer_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
     opt.experts = experts;
     opt.hidden = hidden;
     opt.exact = exact;
+    opt.timeout_ms = timeout_ms;
+    opt.meet = peer_meet;
 
     return peer_all_open(ex, &opt, 0, ranks, timeout_ms, err);
 }
@@ -123,8 +129,6 @@ ep_nccl_open(ep_exchange_t **ex, ep_nodes_t *nodes, uint32_t ranks,
     opt.first = ranks * ep_nodes_self(nodes);
     opt.local = ranks;
     opt.timeout_ms = timeout_ms;
-    opt.status = peer_status;
-    opt.fail = peer_fail;
 
     if (peer_all_open(ex, &opt, opt.first, ranks, timeout_ms, err) != 0) {
         return -1;
@@ -132,7 +136,6 @@ ep_nccl_open(ep_exchange_t **ex, ep_nodes_t *nodes, uint32_t ranks,
 
     all = ((ep_peer_t *) ex[0])->all;
     all->opt.id = all->id;
-    all->opt.ctx = all;
 
     if (peer_agree(all, nodes, backend, err) != 0) {
         for (r = 0; r < ranks; r++) {
@@ -261,6 +264,20 @@ ep_nccl_most(ep_exchange_t *ex, uint32_t rows)
 }
 
 
+/* For the backend, at the beginning and the end of a step. */
+
+static int
+peer_meet(void *ctx, uint32_t rank, const char *what,
+    int (*last)(void *arg, char *err), void *arg, char *err)
+{
+    ep_peer_all_t  *all;
+
+    all = ctx;
+
+    return ep_hub_meet(all->meet, rank - all->first, what, last, arg, err);
+}
+
+
 /* For the backend, which may have to stop waiting, or to say that it has. */
 
 static int
@@ -322,6 +339,11 @@ peer_all_open(ep_exchange_t **ex, const be_peer_options_t *opt,
         goto nomem;
     }
 
+    all->opt.status = peer_status;
+    all->opt.fail = peer_fail;
+    all->opt.peers = all->peer;
+    all->opt.ctx = all;
+
     for (r = 0; r < local; r++) {
         p = calloc(1, sizeof(ep_peer_t));
 
@@ -340,6 +362,7 @@ peer_all_open(ep_exchange_t **ex, const be_peer_options_t *opt,
         p->ex.rank = first + r;
         p->ex.ranks = opt->ranks;
         p->ex.queued = 1;
+        p->ex.recorded = (opt->meet != NULL);
         p->ex.attach = peer_attach;
         p->ex.detach = peer_detach;
         p->ex.dispatch = peer_dispatch;
@@ -442,7 +465,7 @@ peer_dispatch(ep_exchange_t *ex, const ep_send_t *send, be_pairs_t *pairs,
 
     if (peer_check(p, send, err) != 0) {
         ep_hub_fail(all->meet, err);
-        return -1;
+        return peer_let_go(p);
     }
 
     s = &all->send[ex->rank];
@@ -529,7 +552,7 @@ peer_combine(ep_exchange_t *ex, char *err)
     if (!p->dispatched) {
         snprintf(err, ERR_LEN, "rank %u: combine without dispatch", ex->rank);
         ep_hub_fail(all->meet, err);
-        return -1;
+        return peer_let_go(p);
     }
 
     p->dispatched = 0;
@@ -549,15 +572,20 @@ peer_combine(ep_exchange_t *ex, char *err)
 
 
 /*
- * With other nodes, what a rank has queued may never end by itself, and other
- * ranks' streams wait for it: its backend looks, sees that all has failed, and
- * gives it up.
+ * A recording ends here, as its thread is the one that may end it.  With other
+ * nodes, what a rank has queued may never end by itself, and other ranks'
+ * streams wait for it: its backend looks, sees that all has failed, and gives
+ * it up.
  */
 
 static int
 peer_let_go(ep_peer_t *p)
 {
     char  why[ERR_LEN];
+
+    if (p->be != NULL && p->be->peer_stop != NULL) {
+        p->be->peer_stop(p->be);
+    }
 
     if (p->all->nodes != NULL && p->be != NULL) {
         (void) p->be->sync(p->be, why);

@@ -63,11 +63,16 @@ struct ep_exchange_s {
     /*
      * Not 0: dispatch() and combine() only queue what they do behind what the
      * backend was told before, and the host learns nothing: ids, `load` and
-     * the arrays of `pairs` are in the backend's memory.  Such an exchange
-     * may be recorded by the backend together with the step around it.  0:
-     * ids are in host memory, and rows are ready when dispatch() is called.
+     * the arrays of `pairs` are in the backend's memory.  0: ids are in host
+     * memory, and rows are ready when dispatch() is called.
      */
     int          queued;
+
+    /*
+     * Of a queued one: the backend may record it together with the step around
+     * it.  With several ranks be->begin() is collective then, as dispatch() is.
+     */
+    int          recorded;
 
     /*
      * `pairs` is the exchange's until combine() returns; pairs of an expert

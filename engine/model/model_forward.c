@@ -134,26 +134,23 @@ model_rows_begin(model_rank_t *mr, model_rows_t *f, const be_batch_t *batch,
     s->max_rows = mr->opt.max_rows;
     s->max_last = mr->opt.max_logits;
 
-    f->some = n_logits < batch->n_rows;
+    s->some = n_logits < batch->n_rows;
+    s->key = mr->ex->recorded ? key : 0;
 
-    s->key = (mr->ex->queued && mr->ex->ranks == 1)
-             ? key | (f->some ? MODEL_KEY_SOME : 0) : 0;
-
-    if (f->some) {
-        for (i = 0; i < n_logits; i++) {
-            mr->last_id[i] = batch->id[logit_row[i]];
-            mr->last_pos[i] = batch->pos[logit_row[i]];
-            mr->last_seq[i] = batch->seq[logit_row[i]];
-        }
-
-        s->last.n_rows = n_logits;
-        s->last.id = mr->last_id;
-        s->last.pos = mr->last_pos;
-        s->last.seq = mr->last_seq;
+    for (i = 0; i < n_logits; i++) {
+        mr->last_id[i] = batch->id[logit_row[i]];
+        mr->last_pos[i] = batch->pos[logit_row[i]];
+        mr->last_seq[i] = batch->seq[logit_row[i]];
     }
+
+    s->last.n_rows = n_logits;
+    s->last.id = mr->last_id;
+    s->last.pos = mr->last_pos;
+    s->last.seq = mr->last_seq;
 
     rc = (mr->be->begin != NULL) ? mr->be->begin(mr->be, s, err) : 0;
 
+    f->some = s->some;
     f->queued = (rc == 1);
     f->n_logits = n_logits;
     f->batch = &s->all;

@@ -470,13 +470,15 @@ plan_buffers(const plan_t *p)
 
     b[MODEL_PLAN_WORKSPACE] = n + n / 4 + PLAN_PRODUCTS;
 
-    /* one graph for each batch of 1, 2, 4, … sequences */
+    /* one graph for each batch of 1, 2, 4, … sequences; none between nodes */
 
-    for (n = 1; n < opt->max_batch; n *= 2) {
+    for (n = 1; n < opt->max_batch && opt->nodes <= 1; n *= 2) {
         b[MODEL_PLAN_GRAPHS] += layers * PLAN_LAUNCHES * PLAN_LAUNCH;
     }
 
-    b[MODEL_PLAN_GRAPHS] += layers * PLAN_LAUNCHES * PLAN_LAUNCH;
+    if (opt->nodes <= 1) {
+        b[MODEL_PLAN_GRAPHS] += layers * PLAN_LAUNCHES * PLAN_LAUNCH;
+    }
 
     for (n = MODEL_PLAN_ACTIVATIONS; n <= MODEL_PLAN_GRAPHS; n++) {
         b[n] *= p->per_card;

@@ -117,7 +117,6 @@ typedef struct {
 #define MODEL_KEY_KEEP    2
 #define MODEL_KEY_DRAFT   4
 #define MODEL_KEY_FIRST   8
-#define MODEL_KEY_SOME    16
 
 
 /* model_forward.c */

@@ -62,6 +62,7 @@ static const be_t  cuda_table = {
     .peer_pairs = be_cuda_peer_pairs,
     .peer_return = be_cuda_peer_return,
     .peer_collect = be_cuda_peer_collect,
+    .peer_stop = be_cuda_peer_stop,
     .experts = be_cuda_experts,
     .combine = be_cuda_combine,
     .draw = be_cuda_draw,
@@ -299,6 +300,7 @@ cuda_close(be_t *be)
         (void) cudaStreamSynchronize(cuda->stream);
     }
 
+    be_cuda_record_close(cuda);
     be_cuda_step_close(cuda);
     be_cuda_moe_close(cuda);
     be_cuda_weight_close(cuda);
@@ -375,8 +377,13 @@ be_cuda_wait(be_cuda_t *cuda)
         return be_cuda_peer_wait(cuda->peer);
     }
 
-    return be_cuda_check(cuda, cudaStreamSynchronize(cuda->stream),
-                         "a kernel");
+    if (be_cuda_check(cuda, cudaStreamSynchronize(cuda->stream), "a kernel")
+        != 0)
+    {
+        return -1;
+    }
+
+    return be_cuda_peer_late(cuda);
 }
 
 
@@ -384,7 +391,7 @@ int
 be_cuda_settle(be_cuda_t *cuda)
 {
     if (cuda->peer == NULL || !be_cuda_peer_far(cuda->peer)
-        || cuda->recording != NULL)
+        || cuda->recording != CUDA_PLAIN)
     {
         return 0;
     }
@@ -407,7 +414,7 @@ be_cuda_scratch(be_cuda_t *cuda, cuda_scratch_t use, size_t size)
      * before.  What was recorded with the old memory is worth nothing.
      */
 
-    if (cuda->recording != NULL) {
+    if (cuda->recording != CUDA_PLAIN) {
         be_cuda_fail(cuda, "CUDA device %d: a recorded step wants %zu bytes "
                      "more", cuda->device, size);
         return NULL;
@@ -528,6 +535,7 @@ cuda_sync(be_t *be, char *err)
     }
 
     if (cuda->failed) {
+        be_cuda_peer_tell(cuda);
         snprintf(err, ERR_LEN, "%s", cuda->why);
         return -1;
     }

@@ -4,7 +4,8 @@
  * in BF16, or in FP8 where the weights are FP8 in blocks of 128 x 128.
  *
  *     be_cuda.c          opening, memory, copies, the table of operations
- *     be_cuda_step.c     a step's arrays on the device; recording and replay
+ *     be_cuda_step.c     a step's arrays on the device
+ *     be_cuda_record.c   recording and replay, of all ranks of the process
  *     be_cuda_weight.c   matrices: converted, staged, uploaded; with
  *                        be_cuda_stage.c and be_cuda_row.c
  *     be_cuda_slab.c     their memory
@@ -15,6 +16,7 @@
  *     be_cuda_moe.c      router and experts
  *     be_cuda_blas.c     cuBLASLt
  *     be_cuda_peer.c     rows to and from other ranks
+ *     be_cuda_peer_flags.c  waiting for these where nobody's thread does
  *     be_cuda_peer_far.c the same for those of other nodes
  *     be_cuda_nccl.c     NCCL, which brings these
  *     cu_*.cu, cu_*.h    kernels, behind C functions that queue them
@@ -118,11 +120,48 @@ typedef struct {
     uint32_t             n_expand;
 } cuda_batch_t;
 
+/* How a step is done, and who is in its graph: be_cuda_record.c. */
+
+typedef enum {
+    CUDA_PLAIN = 0,                  /* as its operations come */
+    CUDA_RECORD,
+    CUDA_REPLAY
+} cuda_how_t;
+
+typedef enum {
+    CUDA_ALONE = 0,
+    CUDA_SHARED,                     /* all ranks, which have one device */
+    CUDA_APART,                      /* one of several, each on a device */
+    CUDA_NEVER                       /* ranks whose steps are not recorded */
+} cuda_group_t;
+
 typedef struct {
     uint64_t             key;        /* 0: free */
     uint64_t             used;
-    cudaGraphExec_t      exec;       /* NULL: seen once, not yet recorded */
-} cuda_record_t;
+    uint64_t             drops;      /* of all ranks, when it was computed */
+    int                  recorded;
+} cuda_known_t;
+
+/* What a rank wants of a step, and what all have agreed on. */
+
+typedef struct {
+    uint32_t             key;
+    uint32_t             rows;
+    uint32_t             last;
+    uint32_t             max_rows;
+    uint32_t             max_last;
+    int                  some;
+    uint64_t             drops;
+} cuda_ask_t;
+
+typedef struct {
+    cuda_group_t         group;
+    cuda_how_t           how;
+    uint32_t             index;      /* in known[] and exec[] */
+    uint32_t             rows;       /* 0: each its own, nothing is recorded */
+    uint32_t             last;
+    int                  some;
+} cuda_say_t;
 
 typedef struct {
     uint32_t             heads;      /* 0: not one that the kernels know */
@@ -192,15 +231,27 @@ typedef struct {
     const uint32_t      *dev_from;
     uint32_t            *map;        /* [map_size] sequences to their index */
     uint32_t             map_size;
-    cuda_record_t        record[CUDA_RECORDS];
-    cuda_record_t       *recording;
-    uint64_t             steps;
     atomic_int           forget;
     cudaEvent_t          copied;     /* `host` may be written again */
     cudaEvent_t          stepped;    /* the end of the last step */
     float               *freq;       /* of the rope, on the device */
     float               *host_freq;
     uint32_t             rope_dim;
+
+    /* be_cuda_record.c; of several ranks the first one has `known` for all */
+    cuda_how_t           recording;  /* the step at hand */
+    cuda_ask_t           ask;
+    cuda_say_t           say;
+    cuda_known_t         known[CUDA_RECORDS];
+    cudaGraphExec_t      exec[CUDA_RECORDS];
+    uint64_t             steps;
+    uint64_t             drops;      /* times that memory or weights moved */
+    cudaGraph_t         *piece;      /* of what is recorded, [n_pieces] */
+    uint32_t             n_pieces;
+    uint32_t             max_pieces;
+    int                  capturing;
+    uint64_t             recorded;   /* steps, so far, */
+    uint64_t             replayed;   /* and how many were launched again */
 
     /* be_cuda_weight.c */
     cudaStream_t         load;
@@ -246,6 +297,21 @@ int be_cuda_begin(be_t *be, be_step_t *step, char *err);
 int be_cuda_end(be_t *be, char *err);
 void be_cuda_forget(be_t *be);
 void be_cuda_step_close(be_cuda_t *cuda);
+
+/*
+ * be_cuda_record.c.  be_cuda_agree() says in cuda->say how the step is done;
+ * with several ranks all call it, and it fails as their meetings do: 0, or -1
+ * with the reason in `err`.  Until be_cuda_record_end(), which launches, or
+ * be_cuda_record_stop() nothing may move; be_cuda_record_cut() and
+ * be_cuda_record_go() leave and enter the recording where the ranks' threads
+ * meet.
+ */
+int be_cuda_agree(be_cuda_t *cuda, const be_step_t *step, char *err);
+void be_cuda_record_go(be_cuda_t *cuda);
+void be_cuda_record_cut(be_cuda_t *cuda);
+int be_cuda_record_end(be_cuda_t *cuda, char *err);
+void be_cuda_record_stop(be_cuda_t *cuda);
+void be_cuda_record_close(be_cuda_t *cuda);
 
 /* Drops what was recorded.  By the leader, while nothing is recorded. */
 void be_cuda_drop(be_cuda_t *cuda);
@@ -383,6 +449,30 @@ void be_cuda_peer_pairs(be_t *be, be_peer_t *const *all,
 void be_cuda_peer_return(be_t *be, be_peer_t *const *all);
 void be_cuda_peer_collect(be_t *be, be_peer_t *const *all,
     const be_peer_send_t *send);
+void be_cuda_peer_stop(be_t *be);
+
+/*
+ * The ranks that step together, this one at least, in all[BE_PEERS_MAX] and how
+ * they share devices; how many they are, 0: one is missing.
+ */
+uint32_t be_cuda_peer_all(be_cuda_t *cuda, be_cuda_t **all,
+    cuda_group_t *group);
+
+/*
+ * The ranks' threads meet, as in be_peer_options_t.  0, or -1 with the reason
+ * in `err`.
+ */
+int be_cuda_peer_meet(be_cuda_t *cuda, const char *what,
+    int (*last)(void *arg, char *err), char *err);
+
+/* The others learn of this rank's failure, if it has failed. */
+void be_cuda_peer_tell(be_cuda_t *cuda);
+
+/* 0, or -1 with the reason in `err`: the exchange has failed. */
+int be_cuda_peer_status(be_cuda_t *cuda, char *err);
+
+/* After the stream was waited for.  0, or -1: others did not come in time. */
+int be_cuda_peer_late(be_cuda_t *cuda);
 
 /* The rows of pairs, as inputs of the experts' first product. */
 int be_cuda_peer_take(be_cuda_t *cuda, const be_pairs_t *pairs,

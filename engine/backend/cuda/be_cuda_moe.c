@@ -542,7 +542,7 @@ moe_mlps(be_cuda_t *cuda, const be_mlp_t *mlp, uint32_t n)
         }
     }
 
-    if (cuda->recording != NULL) {
+    if (cuda->recording != CUDA_PLAIN) {
         be_cuda_fail(cuda, "other experts in a recorded step");
         return NULL;
     }

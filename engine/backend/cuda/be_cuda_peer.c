@@ -8,6 +8,9 @@
  * other one, which these have recorded when the host says that all have called.
  * Neither is recorded again before all wait for it: each rank's next one comes
  * after a meeting that follows all waits.
+ *
+ * A recorded step has no events: peer_sent() and peer_wait() stand where ranks
+ * wait for each other, and be_cuda_record.c says what is there instead.
  */
 
 #include <stdio.h>
@@ -28,6 +31,7 @@ static int peer_copy(be_cuda_t *cuda, void *to, const void *from,
     size_t size);
 static void peer_table(const be_peer_t *p, be_peer_t *const *all,
     const be_peer_send_t *sends, cu_peers_t *t);
+static int peer_sent(be_cuda_t *cuda, cudaEvent_t event, const char *what);
 static int peer_wait(be_cuda_t *cuda, be_peer_t *const *all, int returned);
 
 
@@ -165,6 +169,10 @@ peer_memory(be_peer_t *p, char *err)
     }
 
     if (rc == 0) {
+        rc = be_cuda_flags_open(p);
+    }
+
+    if (rc == 0) {
         rc = cudaStreamSynchronize(p->cuda->stream);
     }
 
@@ -233,6 +241,7 @@ be_cuda_peer_close(be_t *be, be_peer_t *peer)
     (void) cudaFree(peer->slot);
     (void) cudaFree(peer->rows);
     (void) cudaFree(peer->inbox);
+    be_cuda_flags_close(peer);
 
     if (peer->sent != NULL) {
         (void) cudaEventDestroy(peer->sent);
@@ -304,16 +313,17 @@ be_cuda_peer_send(be_t *be, be_peer_t *const *all, const be_peer_send_t *send)
     s.load = send->load;
     p->slots = send->slots;
     p->home = NULL;
-    p->e.most = send->most;
+
+    /* of a step that is recorded all have as many */
+
+    p->e.most = (cuda->recording != CUDA_PLAIN) ? send->rows : send->most;
 
     peer_table(p, all, NULL, &to);
 
     if (be_cuda_check(cuda, cu_exchange_send(&p->e, &to, &s, cuda->stream),
                       "dispatch")
         == 0
-        && be_cuda_check(cuda, cudaEventRecord(p->sent, cuda->stream),
-                         "dispatch")
-           == 0
+        && peer_sent(cuda, p->sent, "dispatch") == 0
         && p->nccl != NULL)
     {
         be_cuda_far_send(p);
@@ -337,6 +347,11 @@ peer_place(be_peer_t *p, const be_peer_send_t *send)
         if (place->key == send->first) {
             return place;
         }
+    }
+
+    if (cuda->recording != CUDA_PLAIN) {
+        be_cuda_fail(cuda, "another placement in a recorded step");
+        return NULL;
     }
 
     place = calloc(1, sizeof(peer_place_t));
@@ -429,10 +444,37 @@ peer_table(const be_peer_t *p, be_peer_t *const *all,
 
 
 static int
+peer_sent(be_cuda_t *cuda, cudaEvent_t event, const char *what)
+{
+    if (cuda->recording == CUDA_PLAIN) {
+        return be_cuda_check(cuda, cudaEventRecord(event, cuda->stream), what);
+    }
+
+    if (cuda->say.group == CUDA_SHARED) {
+        be_cuda_record_cut(cuda);
+    }
+
+    return cuda->failed ? -1 : 0;
+}
+
+
+static int
 peer_wait(be_cuda_t *cuda, be_peer_t *const *all, int returned)
 {
     uint32_t     i;
     cudaEvent_t  event;
+
+    if (cuda->recording != CUDA_PLAIN) {
+
+        if (cuda->say.group == CUDA_SHARED) {
+            be_cuda_record_go(cuda);
+
+        } else if (cuda->say.group == CUDA_APART) {
+            be_cuda_flags_meet(cuda->peer);
+        }
+
+        return cuda->failed ? -1 : 0;
+    }
 
     for (i = 0; i < cuda->peer->opt.ranks; i++) {
         if (all[i] == NULL || all[i] == cuda->peer) {
@@ -500,6 +542,7 @@ be_cuda_peer_pairs(be_t *be, be_peer_t *const *all,
     }
 
     s.slots = p->slots;
+    s.stop = be_cuda_flags_stop(p);
     s.offset = (uint32_t *) (void *) m;
     s.row = (uint32_t *) (void *) (m + at);
     s.y = (float **) (void *) (m + at + each);
@@ -560,11 +603,7 @@ be_cuda_peer_return(be_t *be, be_peer_t *const *all)
         return;
     }
 
-    if (be_cuda_check(cuda, cudaEventRecord(p->returned, cuda->stream),
-                      "combine")
-        == 0
-        && p->nccl != NULL)
-    {
+    if (peer_sent(cuda, p->returned, "combine") == 0 && p->nccl != NULL) {
         be_cuda_far_return(p);
     }
 }

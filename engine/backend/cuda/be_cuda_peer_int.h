@@ -1,5 +1,5 @@
 /*
- * Inside be_cuda_peer.c and be_cuda_peer_far.c.
+ * Inside be_cuda_peer.c, be_cuda_peer_far.c and be_cuda_peer_flags.c.
  */
 
 #ifndef BE_CUDA_PEER_INT_H
@@ -8,6 +8,7 @@
 #include "backend/cuda/be_cuda.h"
 #include "backend/cuda/be_cuda_nccl.h"
 #include "backend/cuda/cu_exchange.h"
+#include "backend/cuda/cu_flags.h"
 
 
 /* A placement on the device, by where the host has it. */
@@ -48,6 +49,8 @@ struct be_peer_s {
     cudaEvent_t         sent;
     cudaEvent_t         returned;
     peer_place_t       *places;
+    uint32_t           *flags;       /* in recorded steps: cu_flags.h */
+    uint32_t           *late;        /* the same, of the host, pinned */
 
     cuda_nccl_t        *nccl;        /* NULL: all are of this process */
     peer_far_t          far[BE_PEERS_MAX];
@@ -72,6 +75,15 @@ be_peer_is_far(const be_peer_t *p, uint32_t rank)
            && (rank < p->opt.first || rank >= p->opt.first + p->opt.local);
 }
 
+
+/*
+ * be_cuda_peer_flags.c: memory, 0 or a cudaError_t; queues that this rank has
+ * come and waits until all have; where the device says that it waits no more.
+ */
+int be_cuda_flags_open(be_peer_t *p);
+void be_cuda_flags_close(be_peer_t *p);
+void be_cuda_flags_meet(be_peer_t *p);
+const uint32_t *be_cuda_flags_stop(const be_peer_t *p);
 
 /* be_cuda_peer_far.c; 0, or -1 with the reason. */
 int be_cuda_far_memory(be_peer_t *p, char *err);

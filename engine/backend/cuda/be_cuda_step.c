@@ -1,5 +1,5 @@
 /*
- * A step's arrays on the device, and steps that are recorded.
+ * A step's arrays on the device.
  *
  * All of them travel as one copy from pinned memory.  In it, of 32-bit words,
  * with R rows and L rows of logits:
@@ -11,11 +11,9 @@
  *     attend            plans of both, see be_cuda_attend.c
  *     table             the sequences' KV blocks
  *
- * so that places depend on R and L alone.  A step that may be recorded is
- * padded to one of few sizes; rows of padding have the position CU_NO_ROW and
- * touch neither cache nor experts.  The first step of a kind and size is
- * computed as it comes (memory grows, libraries choose), the second is recorded
- * and launched, all others are launched.
+ * so that places depend on R and L alone.  A step that may be recorded
+ * (be_cuda_record.c) is padded to one of few sizes; rows of padding have the
+ * position CU_NO_ROW and touch neither cache nor experts.
  */
 
 #include <stdio.h>
@@ -25,7 +23,6 @@
 #include "backend/cuda/be_cuda.h"
 
 
-#define STEP_ROWS  CUDA_RECORD_ROWS
 #define STEP_WORD  sizeof(uint32_t)
 
 
@@ -44,10 +41,13 @@ typedef struct {
 } step_place_t;
 
 
-static void step_pad(const be_cuda_t *cuda, const be_step_t *step,
-    uint32_t *rows, uint32_t *last);
-static uint32_t step_sequences(be_cuda_t *cuda, const be_batch_t *b,
+static int step_sequences(be_cuda_t *cuda, const be_batch_t *b,
     uint32_t *blocks);
+static int step_grow(be_cuda_t *cuda, const be_step_t *step, uint32_t blocks);
+static void step_places(const be_cuda_t *cuda, step_place_t *p, uint32_t rows,
+    uint32_t last, uint32_t blocks);
+static int step_fill(be_cuda_t *cuda, const be_step_t *step,
+    const step_place_t *p, uint32_t rows, uint32_t last);
 static int step_room(be_cuda_t *cuda, size_t size);
 static void step_rows(uint32_t *to, uint32_t rows, const be_batch_t *b,
     const uint32_t *map);
@@ -55,50 +55,22 @@ static void step_tables(be_cuda_t *cuda, const be_batch_t *b, uint32_t *at,
     uint32_t *first, int32_t *table);
 static void step_batch(be_cuda_t *cuda, cuda_batch_t *batch,
     const step_place_t *p, size_t rows_at, uint32_t rows);
-static int step_record(be_cuda_t *cuda, uint64_t key);
-static int step_recorded(be_cuda_t *cuda);
-static void step_stop(be_cuda_t *cuda);
-
-
-uint32_t
-be_cuda_bucket(uint32_t n, uint32_t max)
-{
-    uint32_t  size;
-
-    if (n == 0 || n > STEP_ROWS) {
-        return n;
-    }
-
-    if (n <= 8) {
-        for (size = 1; size < n; size *= 2) { /* void */ }
-
-    } else {
-        size = (n <= 64) ? 8 : (n <= 128) ? 16 : 32;
-        size = (n + size - 1) / size * size;
-    }
-
-    return size < max ? size : max > n ? max : n;
-}
 
 
 int
 be_cuda_begin(be_t *be, be_step_t *step, char *err)
 {
-    int              rc;
-    uint32_t         rows, last, blocks, *host;
-    uint64_t         key;
-    be_cuda_t       *cuda;
-    step_place_t     p;
-    const uint32_t  *dev;
+    uint32_t       rows, last, blocks;
+    be_cuda_t     *cuda;
+    step_place_t   p;
 
     cuda = (be_cuda_t *) be;
-    rc = 0;
 
     if (be_cuda_enter(cuda) != 0 || cuda->failed) {
         goto failed;
     }
 
-    step_stop(cuda);
+    be_cuda_record_stop(cuda);
 
     if (atomic_exchange(&cuda->forget, 0)) {
         be_cuda_drop(cuda);
@@ -109,94 +81,52 @@ be_cuda_begin(be_t *be, be_step_t *step, char *err)
     cuda->step = step;
     cuda->made = NULL;
 
-    if (step->all.n_rows == 0) {
+    if (step->all.n_rows == 0 && step->key == 0) {
         return 0;
     }
 
-    step_pad(cuda, step, &rows, &last);
-
-    if (be_cuda_attend_room(cuda, rows > step->max_rows ? rows
-                                                        : step->max_rows)
-        != 0)
+    if (step_sequences(cuda, &step->all, &blocks) != 0
+        || step_grow(cuda, step, blocks) != 0)
     {
         goto failed;
     }
 
-    if (step_sequences(cuda, &step->all, &blocks) == 0) {
-        goto failed;
+    if (be_cuda_agree(cuda, step, err) != 0) {
+        return -1;
     }
 
-    p.all = 0;
-    p.row = 3 * (size_t) rows;
-    p.last = p.row + last;
-    p.from = p.last + 3 * (size_t) last;
-    p.at = p.from + rows;
-    p.first = p.at + rows;
-    p.attend[0] = p.first + rows;
-    p.attend[1] = p.attend[0] + be_cuda_attend_words(cuda, rows);
-    p.table = p.attend[1] + be_cuda_attend_words(cuda, last);
-    p.end = p.table + blocks;
+    rows = step->all.n_rows;
+    last = step->last.n_rows;
+
+    if (cuda->say.rows != 0) {
+        rows = cuda->say.rows;
+        last = cuda->say.last;
+        step->some = cuda->say.some;
+
+    } else {
+        step->key = 0;
+    }
+
+    if (rows == 0) {
+        return 0;
+    }
+
+    step_places(cuda, &p, rows, last, blocks);
 
     if (step_room(cuda, p.end * STEP_WORD) != 0
-        || be_cuda_check(cuda, cudaEventSynchronize(cuda->copied),
-                         "rows of a step")
-           != 0)
+        || step_fill(cuda, step, &p, rows, last) != 0)
     {
         goto failed;
     }
 
-    host = (uint32_t *) (void *) cuda->host;
-    memset(host, 0, p.attend[0] * STEP_WORD);
+    /* a rank that was given rows of padding alone may name none */
 
-    step_rows(host + p.all, rows, &step->all, cuda->map);
-    step_rows(host + p.last, last, &step->last, cuda->map);
-
-    if (step->row != NULL) {
-        memcpy(host + p.row, step->row, step->last.n_rows * STEP_WORD);
+    if (step->row == NULL) {
+        step->row = (const uint32_t *) (const void *) cuda->host + p.row;
     }
 
-    if (step->from != NULL) {
-        memcpy(host + p.from, step->from, step->all.n_rows * STEP_WORD);
-    }
-
-    step_tables(cuda, &step->all, host + p.at, host + p.first,
-                (int32_t *) host + p.table);
-
-    step_batch(cuda, &cuda->batch[0], &p, p.all, rows);
-    step_batch(cuda, &cuda->batch[1], &p, p.last, last);
-
-    dev = (const uint32_t *) (const void *) cuda->dev;
-
-    if (be_cuda_attend_plan(cuda, &cuda->batch[0], &step->all, host + p.at,
-                            host + p.first, host + p.attend[0],
-                            dev + p.attend[0])
-        != 0
-        || be_cuda_attend_plan(cuda, &cuda->batch[1], &step->last,
-                               host + p.at, host + p.first,
-                               host + p.attend[1], dev + p.attend[1])
-           != 0)
-    {
-        goto failed;
-    }
-
-    cuda->dev_row = dev + p.row;
-    cuda->dev_from = dev + p.from;
-
-    if (be_cuda_check(cuda, cudaMemcpyAsync(cuda->dev, cuda->host,
-                                            p.end * STEP_WORD,
-                                            cudaMemcpyHostToDevice,
-                                            cuda->stream), "rows of a step")
-        != 0
-        || be_cuda_check(cuda, cudaEventRecord(cuda->copied, cuda->stream),
-                         "rows of a step")
-           != 0)
-    {
-        goto failed;
-    }
-
-    if (step->key != 0 && rows <= STEP_ROWS) {
-        key = (uint64_t) step->key << 48 | (uint64_t) rows << 24 | last;
-        rc = step_record(cuda, key);
+    if (step->from == NULL) {
+        step->from = (const uint32_t *) (const void *) cuda->host + p.from;
     }
 
     step->all.n_rows = rows;
@@ -204,12 +134,20 @@ be_cuda_begin(be_t *be, be_step_t *step, char *err)
     step->last.n_rows = last;
     step->last.device = &cuda->batch[1];
 
+    if (cuda->say.how == CUDA_PLAIN) {
+        return 0;
+    }
+
+    cuda->recording = cuda->say.how;
+    be_cuda_record_go(cuda);
+
     if (!cuda->failed) {
-        return rc;
+        return cuda->recording == CUDA_REPLAY;
     }
 
 failed:
 
+    be_cuda_peer_tell(cuda);
     snprintf(err, ERR_LEN, "%s", cuda->why);
 
     return -1;
@@ -223,17 +161,7 @@ be_cuda_end(be_t *be, char *err)
     be_cuda_t  *cuda;
 
     cuda = (be_cuda_t *) be;
-    rc = 0;
-
-    if (cuda->recording != NULL) {
-
-        if (cuda->recording->exec != NULL || step_recorded(cuda) == 0) {
-            rc = cudaGraphLaunch(cuda->recording->exec, cuda->stream);
-            (void) be_cuda_check(cuda, rc, "a recorded step");
-        }
-
-        cuda->recording = NULL;
-    }
+    rc = (cuda->recording != CUDA_PLAIN) ? be_cuda_record_end(cuda, err) : 0;
 
     (void) be_cuda_check(cuda, cudaEventRecord(cuda->stepped, cuda->stream),
                          "a step");
@@ -241,11 +169,12 @@ be_cuda_end(be_t *be, char *err)
     cuda->step = NULL;
 
     if (cuda->failed) {
+        be_cuda_peer_tell(cuda);
         snprintf(err, ERR_LEN, "%s", cuda->why);
         return -1;
     }
 
-    return 0;
+    return rc;
 }
 
 
@@ -259,8 +188,6 @@ be_cuda_forget(be_t *be)
 void
 be_cuda_step_close(be_cuda_t *cuda)
 {
-    step_stop(cuda);
-    be_cuda_drop(cuda);
     be_cuda_attend_close(cuda);
 
     (void) cudaFreeHost(cuda->host);
@@ -271,57 +198,12 @@ be_cuda_step_close(be_cuda_t *cuda)
 }
 
 
-void
-be_cuda_drop(be_cuda_t *cuda)
-{
-    uint32_t  i;
-
-    for (i = 0; i < CUDA_RECORDS; i++) {
-        if (cuda->record[i].exec != NULL) {
-            (void) cudaGraphExecDestroy(cuda->record[i].exec);
-        }
-
-        memset(&cuda->record[i], 0, sizeof(cuda_record_t));
-    }
-}
-
-
-/* Where every row gives logits both have the same padding. */
-
-static void
-step_pad(const be_cuda_t *cuda, const be_step_t *step, uint32_t *rows,
-    uint32_t *last)
-{
-    uint32_t  max;
-
-    (void) cuda;
-
-    *rows = step->all.n_rows;
-    *last = step->last.n_rows;
-
-    if (step->key == 0 || *rows > STEP_ROWS) {
-        return;
-    }
-
-    if (*rows == *last) {
-        max = step->max_rows < step->max_last ? step->max_rows
-                                              : step->max_last;
-        *rows = be_cuda_bucket(*rows, max);
-        *last = *rows;
-
-    } else {
-        *rows = be_cuda_bucket(*rows, step->max_rows);
-        *last = be_cuda_bucket(*last, step->max_last);
-    }
-}
-
-
 /*
  * Numbers the sequences that have rows in cuda->map, from one; how many blocks
- * they have up to their last row.  How many sequences, or 0: no memory.
+ * they have up to their last row.  0, or -1: no memory.
  */
 
-static uint32_t
+static int
 step_sequences(be_cuda_t *cuda, const be_batch_t *b, uint32_t *blocks)
 {
     uint32_t  i, n, s, most, *map;
@@ -331,7 +213,7 @@ step_sequences(be_cuda_t *cuda, const be_batch_t *b, uint32_t *blocks)
 
         if (map == NULL) {
             be_cuda_fail(cuda, "no memory for %u sequences", b->n_seqs);
-            return 0;
+            return -1;
         }
 
         cuda->map = map;
@@ -341,9 +223,14 @@ step_sequences(be_cuda_t *cuda, const be_batch_t *b, uint32_t *blocks)
     /* the second half: blocks of each */
 
     map = cuda->map;
-    memset(map, 0, 2 * (size_t) cuda->map_size * STEP_WORD);
     *blocks = 0;
     n = 0;
+
+    if (b->n_rows == 0) {
+        return 0;
+    }
+
+    memset(map, 0, 2 * (size_t) cuda->map_size * STEP_WORD);
 
     for (i = 0; i < b->n_rows; i++) {
         s = b->seq[i];
@@ -359,7 +246,120 @@ step_sequences(be_cuda_t *cuda, const be_batch_t *b, uint32_t *blocks)
         }
     }
 
-    return n;
+    return 0;
+}
+
+
+/*
+ * Room for all that the step may be padded to, which is not known before the
+ * ranks have agreed: from then on what is recorded must stay where it is.
+ */
+
+static int
+step_grow(be_cuda_t *cuda, const be_step_t *step, uint32_t blocks)
+{
+    uint32_t       rows, most;
+    step_place_t   p;
+
+    rows = step->all.n_rows;
+    most = rows > step->max_rows ? rows : step->max_rows;
+
+    if (be_cuda_attend_room(cuda, most) != 0) {
+        return -1;
+    }
+
+    if (step->key == 0 || rows > CUDA_RECORD_ROWS) {
+        return 0;
+    }
+
+    most = most < CUDA_RECORD_ROWS ? most : CUDA_RECORD_ROWS;
+    step_places(cuda, &p, most, most, blocks);
+
+    return step_room(cuda, p.end * STEP_WORD);
+}
+
+
+static void
+step_places(const be_cuda_t *cuda, step_place_t *p, uint32_t rows,
+    uint32_t last, uint32_t blocks)
+{
+    p->all = 0;
+    p->row = 3 * (size_t) rows;
+    p->last = p->row + last;
+    p->from = p->last + 3 * (size_t) last;
+    p->at = p->from + rows;
+    p->first = p->at + rows;
+    p->attend[0] = p->first + rows;
+    p->attend[1] = p->attend[0] + be_cuda_attend_words(cuda, rows);
+    p->table = p->attend[1] + be_cuda_attend_words(cuda, last);
+    p->end = p->table + blocks;
+}
+
+
+/* The arrays, in pinned memory, and the copy of them. */
+
+static int
+step_fill(be_cuda_t *cuda, const be_step_t *step, const step_place_t *p,
+    uint32_t rows, uint32_t last)
+{
+    uint32_t        *host;
+    const uint32_t  *dev;
+
+    if (be_cuda_check(cuda, cudaEventSynchronize(cuda->copied),
+                      "rows of a step")
+        != 0)
+    {
+        return -1;
+    }
+
+    host = (uint32_t *) (void *) cuda->host;
+    memset(host, 0, p->attend[0] * STEP_WORD);
+
+    step_rows(host + p->all, rows, &step->all, cuda->map);
+    step_rows(host + p->last, last, &step->last, cuda->map);
+
+    if (step->row != NULL && step->last.n_rows > 0) {
+        memcpy(host + p->row, step->row, step->last.n_rows * STEP_WORD);
+    }
+
+    if (step->from != NULL && step->all.n_rows > 0) {
+        memcpy(host + p->from, step->from, step->all.n_rows * STEP_WORD);
+    }
+
+    step_tables(cuda, &step->all, host + p->at, host + p->first,
+                (int32_t *) host + p->table);
+
+    step_batch(cuda, &cuda->batch[0], p, p->all, rows);
+    step_batch(cuda, &cuda->batch[1], p, p->last, last);
+
+    dev = (const uint32_t *) (const void *) cuda->dev;
+
+    if (be_cuda_attend_plan(cuda, &cuda->batch[0], &step->all, host + p->at,
+                            host + p->first, host + p->attend[0],
+                            dev + p->attend[0])
+        != 0
+        || be_cuda_attend_plan(cuda, &cuda->batch[1], &step->last,
+                               host + p->at, host + p->first,
+                               host + p->attend[1], dev + p->attend[1])
+           != 0)
+    {
+        return -1;
+    }
+
+    cuda->dev_row = dev + p->row;
+    cuda->dev_from = dev + p->from;
+
+    if (be_cuda_check(cuda, cudaMemcpyAsync(cuda->dev, cuda->host,
+                                            p->end * STEP_WORD,
+                                            cudaMemcpyHostToDevice,
+                                            cuda->stream), "rows of a step")
+        != 0)
+    {
+        return -1;
+    }
+
+    return be_cuda_check(cuda, cudaEventRecord(cuda->copied, cuda->stream),
+                         "rows of a step");
 }
 
 
@@ -468,99 +468,6 @@ step_batch(be_cuda_t *cuda, cuda_batch_t *batch, const step_place_t *p,
 }
 
 
-/* 1: it is recorded, and end() launches it; 0: its operations are to come. */
-
-static int
-step_record(be_cuda_t *cuda, uint64_t key)
-{
-    uint32_t        i;
-    cuda_record_t  *r, *oldest;
-
-    oldest = &cuda->record[0];
-    cuda->steps++;
-
-    for (i = 0; i < CUDA_RECORDS; i++) {
-        r = &cuda->record[i];
-
-        if (r->key != key) {
-            oldest = (r->used < oldest->used) ? r : oldest;
-            continue;
-        }
-
-        r->used = cuda->steps;
-        cuda->recording = r;
-
-        if (r->exec != NULL) {
-            return 1;
-        }
-
-        if (be_cuda_check(cuda, cudaStreamBeginCapture(cuda->stream,
-                                    cudaStreamCaptureModeThreadLocal),
-                          "recording a step")
-            != 0)
-        {
-            cuda->recording = NULL;
-        }
-
-        return 0;
-    }
-
-    if (oldest->exec != NULL) {
-        (void) cudaGraphExecDestroy(oldest->exec);
-    }
-
-    oldest->key = key;
-    oldest->used = cuda->steps;
-    oldest->exec = NULL;
-
-    return 0;
-}
-
-
-static int
-step_recorded(be_cuda_t *cuda)
-{
-    int           rc;
-    cudaGraph_t   graph;
-
-    graph = NULL;
-    rc = cudaStreamEndCapture(cuda->stream, &graph);
-
-    if (be_cuda_check(cuda, rc, "recording a step") != 0) {
-        return -1;
-    }
-
-    rc = cudaGraphInstantiate(&cuda->recording->exec, graph, 0);
-    (void) cudaGraphDestroy(graph);
-
-    return be_cuda_check(cuda, rc, "recording a step");
-}
-
-
-/* What a step has left that was not ended. */
-
-static void
-step_stop(be_cuda_t *cuda)
-{
-    cudaGraph_t  graph;
-
-    if (cuda->recording == NULL) {
-        return;
-    }
-
-    if (cuda->recording->exec == NULL) {
-        graph = NULL;
-        (void) cudaStreamEndCapture(cuda->stream, &graph);
-
-        if (graph != NULL) {
-            (void) cudaGraphDestroy(graph);
-        }
-    }
-
-    cuda->recording = NULL;
-}
-
-
 cuda_batch_t *
 be_cuda_batch(be_cuda_t *cuda, const be_batch_t *b)
 {
@@ -594,7 +501,7 @@ be_cuda_rope(be_cuda_t *cuda, cuda_batch_t *b, const be_rope_t *rope)
         cuda->host_freq = freq;
         memcpy(freq, rope->freq, half);
 
-        if (cuda->recording != NULL) {
+        if (cuda->recording != CUDA_PLAIN) {
             be_cuda_fail(cuda, "other frequencies in a recorded step");
             return NULL;
         }

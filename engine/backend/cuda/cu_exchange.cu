@@ -101,6 +101,14 @@ exchange_pairs(cu_exchange_t e, cu_peers_t peers, cu_exchange_pairs_t p)
 
     cu_begin();
 
+    if (*p.stop != 0) {
+        if (threadIdx.x == 0) {
+            p.offset[blockIdx.x] = 0;
+        }
+
+        return;
+    }
+
     warp = threadIdx.x / 32;
     lane = threadIdx.x % 32;
     lower = 0;

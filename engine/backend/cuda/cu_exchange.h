@@ -2,7 +2,7 @@
  * Rows to the ranks that hold their experts, and contributions home, by stores
  * into the other ranks' memory: peers of one process, on one device or on
  * several.  Nobody waits in these kernels: that the stores are done is known
- * by events between the streams.
+ * by events between the streams, or in a graph as be_cuda_record.c says.
  *
  * A rank's memory that others write, for R ranks of at most M rows with K
  * experts each:
@@ -86,15 +86,17 @@ int cu_exchange_send(const cu_exchange_t *e, const cu_peers_t *to,
  * Pairs that came, by slot and then home rank, row and k: those of slot s are
  * offset[s] … offset[s + 1] - 1, pair p is of row row[p] of x, its
  * contribution is to go to to[p], BF16, or with float32 contributions is made
- * where it belongs, at y[p].
+ * where it belongs, at y[p].  None came if *stop is not 0: what is in memory
+ * may be half of one step and half of another.
  */
 
 typedef struct {
-    uint32_t    slots;
-    uint32_t   *offset;              /* [slots + 1] */
-    uint32_t   *row;
-    float     **y;
-    uint16_t  **to;
+    uint32_t         slots;
+    const uint32_t  *stop;
+    uint32_t        *offset;         /* [slots + 1] */
+    uint32_t        *row;
+    float          **y;
+    uint16_t       **to;
 } cu_exchange_pairs_t;
 
 int cu_exchange_pairs(const cu_exchange_t *e, const cu_peers_t *peers,

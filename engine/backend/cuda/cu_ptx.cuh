@@ -463,6 +463,18 @@ cu_add_release_sys(uint32_t *p, uint32_t v)
 }
 
 
+/* Nanoseconds, of a clock that only goes on, in steps of a microsecond or so. */
+
+CU_FN uint64_t
+cu_timer(void)
+{
+    uint64_t  t;
+
+    asm volatile ("mov.u64 %0, %%globaltimer;" : "=l"(t));
+    return t;
+}
+
+
 /* --- matrices of 8 x 8 of 2 bytes -------------------------------------- */
 
 /*
