@@ -56,7 +56,7 @@ static const uint8_t  script[][SEQS] = {
 typedef enum { KEPT = 0, EACH, ONCE, ONE } forget_t;
 
 typedef enum {
-    NONE = 0, LEAVES, LATE, STUCK, NO_KERNEL, NO_GRAPH
+    NONE = 0, LEAVES, BREAKS, LATE, STUCK, NO_KERNEL, NO_GRAPH
 } fault_t;
 
 typedef struct {
@@ -98,11 +98,14 @@ typedef struct {
     float           logits[ROWS][VOCAB];
 } rank_t;
 
+typedef int (*combine_pt)(ep_exchange_t *ex, char *err);
+
 
 static int32_t         ids[SEQS][TOKENS];
 static int32_t         blocks[SEQS][2];
 static const int32_t  *tables[SEQS];
 static uint32_t        first_pos[SEQS];
+static combine_pt      the_combine;
 static model_t        *the_model;
 static model_dir_t    *the_dir;
 
@@ -123,6 +126,17 @@ stuck(void *data)
 {
     (void) data;
     nap(2 * LIMIT);
+}
+
+
+/* Leaves in the midst of a layer. */
+
+static int
+breaks(ep_exchange_t *ex, char *err)
+{
+    ex->abort(ex);
+
+    return the_combine(ex, err);
 }
 
 
@@ -253,6 +267,11 @@ upset(rank_t *r, uint32_t n)
         r->ex->abort(r->ex);
         snprintf(r->err, ERR_LEN, "it left");
         return -1;
+
+    case BREAKS:
+        the_combine = r->ex->combine;
+        r->ex->combine = breaks;
+        return 0;
 
     case LATE:                       /* a meeting has the limit twice */
         nap(3 * LIMIT);
@@ -653,6 +672,7 @@ test_faults_shared(void **state)
 {
     static const way_t  ways[] = {
         { "leaves", 3, 1, 0, 1, KEPT, LEAVES, REPLAY },
+        { "breaks", 3, 1, 0, 1, KEPT, BREAKS, RECORD },
         { "late", 3, 1, 0, 1, KEPT, LATE, REPLAY },
         { "no kernel", 3, 1, 0, 1, KEPT, NO_KERNEL, RECORD },
         { "no recording", 3, 1, 0, 1, KEPT, NO_GRAPH, RECORD },
@@ -662,10 +682,11 @@ test_faults_shared(void **state)
     (void) state;
 
     ends(&ways[0], "rank 2 left the exchange");
-    ends(&ways[1], "no step within 4000 ms from rank 2");
-    ends(&ways[2], "too many resources");
-    ends(&ways[3], "a recorded step");
+    ends(&ways[1], "rank 2 left the exchange");
+    ends(&ways[2], "no step within 4000 ms from rank 2");
+    ends(&ways[3], "too many resources");
     ends(&ways[4], "a recorded step");
+    ends(&ways[5], "a recorded step");
 }
 
 
@@ -674,6 +695,7 @@ test_faults_apart(void **state)
 {
     static const way_t  ways[] = {
         { "leaves, apart", 3, 3, 0, 1, KEPT, LEAVES, REPLAY },
+        { "breaks, apart", 3, 3, 0, 1, KEPT, BREAKS, RECORD },
         { "late, apart", 3, 3, 0, 1, KEPT, LATE, REPLAY },
         { "stuck, apart", 3, 3, 0, 1, KEPT, STUCK, REPLAY },
         { "no kernel, apart", 3, 3, 0, 1, KEPT, NO_KERNEL, RECORD },
@@ -684,11 +706,12 @@ test_faults_apart(void **state)
     (void) state;
 
     ends(&ways[0], "rank 2 left the exchange");
-    ends(&ways[1], "no step within 4000 ms from rank 2");
-    ends(&ways[2], "nothing within 2000 ms from rank 2 in a recorded step");
-    ends(&ways[3], "too many resources");
-    ends(&ways[4], "a recorded step");
+    ends(&ways[1], "rank 2 left the exchange");
+    ends(&ways[2], "no step within 4000 ms from rank 2");
+    ends(&ways[3], "nothing within 2000 ms from rank 2 in a recorded step");
+    ends(&ways[4], "too many resources");
     ends(&ways[5], "a recorded step");
+    ends(&ways[6], "a recorded step");
 }
 
 

@@ -1,6 +1,7 @@
 /*
- * Ranks of one process, in steps that are recorded: who they are, their threads'
- * meetings around a step, and what stands for these meetings in a graph.
+ * Ranks of one process, in steps that are recorded: who they are, their
+ * threads' meetings around a step, and what stands for these meetings in a
+ * graph.
  */
 
 #include <stdio.h>
@@ -9,7 +10,7 @@
 #include "backend/cuda/be_cuda_peer_int.h"
 
 
-/* Words of the device: those that others store into have a line of their own. */
+/* Words of the device; those that others store into have their own line. */
 
 #define FLAGS_COUNT  32
 #define FLAGS_STOP   33

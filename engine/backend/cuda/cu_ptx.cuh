@@ -463,7 +463,7 @@ cu_add_release_sys(uint32_t *p, uint32_t v)
 }
 
 
-/* Nanoseconds, of a clock that only goes on, in steps of a microsecond or so. */
+/* Nanoseconds, of a clock that only goes on, in steps of about 1000. */
 
 CU_FN uint64_t
 cu_timer(void)
