@@ -198,8 +198,14 @@ be_cuda_peer_status(be_cuda_t *cuda, char *err)
 void
 be_cuda_peer_tell(be_cuda_t *cuda)
 {
-    if (cuda->failed && cuda->peer != NULL && cuda->peer->opt.fail != NULL) {
-        cuda->peer->opt.fail(cuda->peer->opt.ctx, cuda->why);
+    be_peer_t  *p;
+
+    p = cuda->peer;
+
+    /* between nodes what waits for NCCL tells, and knows who is gone */
+
+    if (cuda->failed && p != NULL && p->nccl == NULL && p->opt.fail != NULL) {
+        p->opt.fail(p->opt.ctx, cuda->why);
     }
 }
 
