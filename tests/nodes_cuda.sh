@@ -1,9 +1,9 @@
 #!/bin/sh
 # Engines on emulated devices, of two processes as if on two nodes, with the
 # stand-in for NCCL between them: answers are those of one process with all the
-# ranks, byte for byte, asked at either node, while tokens are guessed and, with
-# LONG set, while experts move; a node that is killed or hangs ends the other
-# one's step with words.
+# ranks, byte for byte, asked at either node, while tokens are guessed and steps
+# go in two micro-batches and, with LONG set, while experts move; a node that is
+# killed or hangs ends the other one's step with words.
 #
 #     nodes_cuda.sh BUILD MODEL-DIR
 
@@ -102,13 +102,13 @@ if test -n "${LONG:-}"; then
     stop
 fi
 
-pair --speculate 2 --speculate-always
+pair --speculate 2 --speculate-always --overlap 8
 short s0 &
 asking=$!
 short s1
-wait $asking || fail "node 0, with guesses"
-compare s0 "guesses, both at once" greedy seeded
-compare s1 "guesses, both at once" greedy seeded
+wait $asking || fail "node 0, with guesses and micro-batches"
+compare s0 "guesses, micro-batches, both at once" greedy seeded
+compare s1 "guesses, micro-batches, both at once" greedy seeded
 stop
 guessed
 

@@ -131,6 +131,17 @@ typedef struct {
     uint32_t                max_last;
 
     /*
+     * Two micro-batches, see part(): not 0: where a rank has that many rows.
+     * `most`: of any rank; 0: begin() finds out, which is collective.  It says
+     * whether it is so in `split`, on all ranks alike; then part[0] has the
+     * first half of the rows, one more if they are odd, part[1] the others.
+     */
+    uint32_t                micro;
+    uint32_t                most;
+    int                     split;
+    be_batch_t              part[2];
+
+    /*
      * Not 0: steps of the same key, `some`, rows and rows of logits are told
      * the same operations with the same memory.  Of several ranks all have a
      * key or none; begin() is collective then.
@@ -366,6 +377,15 @@ struct be_s {
     int (*end)(be_t *be, char *err);
 
     /*
+     * NULL but on a device: what follows is of the whole step, 0, or of one of
+     * two micro-batches, 1 and 2.  The exchange of these runs beside what the
+     * backend is told after peer_send() and peer_return(), up to peer_pairs()
+     * and peer_collect() of the same part; all else is in order.  Between
+     * these calls what the part sends (x, id) stays as it is.
+     */
+    void (*part)(be_t *be, uint32_t part);
+
+    /*
      * NULL but on a device: what was recorded counts no more, because weights
      * have changed.  While no step is under way; any thread.
      */
@@ -490,8 +510,9 @@ struct be_s {
      * peer_pairs(), whose pairs experts() takes; then peer_return(), and when
      * all have called that, peer_collect(), after which contributions are at
      * home.  all[ranks] and sends[ranks] are those of all ranks; of another
-     * process all[] is NULL, and sends[] has the rows it may send.  peer_stop():
-     * the exchange has failed, and nobody will end the step.
+     * process all[] is NULL, and they may send `most` rows.  They are for the
+     * part that part() has named.  peer_stop(): the exchange has failed, and
+     * nobody will end the step.
      */
     be_peer_t *(*peer_open)(be_t *be, const be_peer_options_t *opt,
         char *err);

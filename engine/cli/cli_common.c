@@ -52,6 +52,7 @@ cli_engine_defaults(cli_engine_t *opt)
     opt->ranks = 1;
     opt->pin = UINT32_MAX;
     opt->max_batch = 32;
+    opt->overlap = CLI_OVERLAP;
     opt->balance_interval = 60;
     opt->balance_gain = 5;
     opt->join_timeout = 300;
@@ -132,6 +133,10 @@ cli_engine_table(cli_engine_t *opt, const char **config, cli_common_t *common)
           { "ahead", "MODE", CLI_WORD, &opt->ahead,
             "on, off or auto: plan a step while another is computed", 0, 0,
             cli_aheads } },
+        { CLI_G_COMPUTE,
+          { "overlap", "ROWS", CLI_UINT, &opt->overlap,
+            "steps of so many in two micro-batches, 0 none (GPUs, "
+            "default: 1024)", 0, 65536 } },
         { CLI_G_COMPUTE,
           { "speculate", "N", CLI_UINT, &opt->speculate,
             "tokens guessed by the MTP layer, up to N where they pay", 0,
@@ -260,6 +265,13 @@ cli_threads(uint32_t ranks)
     cores = sysconf(_SC_NPROCESSORS_ONLN);
 
     return cores > (long) ranks ? (uint32_t) cores / ranks : 1;
+}
+
+
+uint32_t
+cli_overlap(uint32_t rows, uint32_t ranks, uint32_t max_rows)
+{
+    return (ranks > 1 && rows <= max_rows) ? rows : 0;
 }
 
 

@@ -74,6 +74,8 @@ cli_stack_open(cli_stack_t *st, const cli_engine_t *cli, int tokenizer,
                                       cli->speculate);
     st->opt.max_logits = sched_max_logits(cli->max_batch, cli->prefill_chunk,
                                           cli->speculate);
+    st->opt.micro = cli_overlap(cli->overlap, cli->ranks * cli->n_nodes,
+                                st->opt.max_rows);
     st->block_size = model_kv_block_size(st->model, st->opt.compute,
                                          st->opt.mtp);
 
@@ -315,6 +317,7 @@ cli_device(cli_stack_t *st, const cli_engine_t *cli, uint32_t *blocks,
     opt.kv_fp8 = (cli->kv_type == CLI_KV_FP8);
     opt.mtp = st->opt.mtp;
     opt.exact = st->opt.fixed;
+    opt.micro = (st->opt.micro != 0);
 
     if (model_plan(model_config(st->model), &opt, &plan, err) != 0) {
         return -1;

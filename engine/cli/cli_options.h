@@ -96,6 +96,14 @@ enum { CLI_WEIGHTS_AUTO = 0, CLI_WEIGHTS_BF16, CLI_WEIGHTS_FP8,
 enum { CLI_KV_AUTO = 0, CLI_KV_FP8 };
 enum { CLI_INPUTS_AUTO = 0, CLI_INPUTS_BF16, CLI_INPUTS_FP8 };
 enum { CLI_AHEAD_AUTO = 0, CLI_AHEAD_ON, CLI_AHEAD_OFF };
+
+/*
+ * Rows of a rank in a step whose halves still keep experts busy: of V3's on
+ * eight ranks each half then has 128 of them, with which weights are read no
+ * faster than they are multiplied.
+ */
+#define CLI_OVERLAP  1024
+
 enum { CLI_LOAD_AUTO = 0, CLI_LOAD_MAP, CLI_LOAD_COPY };
 enum { CLI_LOG_ERROR = 0, CLI_LOG_WARN, CLI_LOG_NOTICE, CLI_LOG_INFO,
        CLI_LOG_DEBUG };
@@ -124,6 +132,7 @@ typedef struct {
     int          speculate_always;
     uint32_t     prefill_chunk;      /* rows of prompts per step and rank */
     uint32_t     ahead;              /* CLI_AHEAD_… */
+    uint32_t     overlap;            /* rows, 0: never */
     uint32_t     redundant;          /* slots of experts beyond one each */
     double       balance_interval;   /* seconds; 0: experts stay */
     double       balance_gain;       /* percent that is worth a move */
@@ -166,6 +175,12 @@ int cli_parse_size(const char *s, uint64_t *size);
 
 /* Threads of each rank, unless the command line says: the cores shared out. */
 uint32_t cli_threads(uint32_t ranks);
+
+/*
+ * From how many rows on a step of `ranks` ranks, of `max_rows` at most, goes in
+ * two micro-batches; 0: none does.
+ */
+uint32_t cli_overlap(uint32_t rows, uint32_t ranks, uint32_t max_rows);
 
 /* How many rows a step has during which the next is prepared; 0: none has. */
 uint32_t cli_ahead(const cli_engine_t *opt);

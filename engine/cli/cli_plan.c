@@ -20,6 +20,7 @@ typedef struct {
     uint32_t               gpus;     /* of a node */
     uint32_t               max_batch;
     uint32_t               prefill_chunk;
+    uint32_t               overlap;
     uint32_t               speculate;
     uint32_t               weights;  /* index into plan_weights */
     uint32_t               inputs;   /* into plan_inputs */
@@ -60,6 +61,7 @@ cli_plan(int argc, char **argv)
     memset(&p, 0, sizeof(p));
     p.gpus = 8;
     p.max_batch = 32;
+    p.overlap = CLI_OVERLAP;
     p.opt.nodes = 1;
     p.opt.memory = UINT64_C(80) << 30;
 
@@ -87,6 +89,8 @@ cli_plan(int argc, char **argv)
         { "prefill-chunk", "N", CLI_UINT, &p.prefill_chunk,
           "prompt tokens of a step on each rank (default: as serve)", 1,
           65536 },
+        { "overlap", "ROWS", CLI_UINT, &p.overlap,
+          "as serve (default: 1024)", 0, 65536 },
         { "speculate", "N", CLI_UINT, &p.speculate,
           "tokens guessed by the MTP layer, 0: it is not loaded", 0,
           SCHED_DEPTH_MAX },
@@ -126,6 +130,7 @@ cli_plan(int argc, char **argv)
                                     p.speculate);
     p.opt.max_logits = sched_max_logits(p.max_batch, p.prefill_chunk,
                                         p.speculate);
+    p.opt.micro = cli_overlap(p.overlap, p.opt.ranks, p.opt.max_rows) != 0;
     p.opt.mtp = p.speculate > 0;
 
     if (model_plan(&conf, &p.opt, &plan, err) != 0) {

@@ -155,7 +155,8 @@ cli_ranks_exchange(cli_ranks_t *r, char *err)
         rc = ep_nccl_open(ex, r->opt.nodes, r->opt.ranks, r->opt.max_rows,
                           gate->top_k, gate->experts,
                           model_config(r->model)->hidden, r->opt.fixed,
-                          r->opt.timeout_ms, r->opt.backend, err);
+                          r->opt.micro, r->opt.timeout_ms, r->opt.backend,
+                          err);
         r->far = 1;
 
     } else if (r->opt.nodes != NULL) {
@@ -171,7 +172,8 @@ cli_ranks_exchange(cli_ranks_t *r, char *err)
     } else if (strcmp(r->opt.backend, "cuda") == 0) {
         rc = ep_peer_open(ex, r->opt.ranks, r->opt.max_rows, gate->top_k,
                           gate->experts, model_config(r->model)->hidden,
-                          r->opt.fixed, r->opt.timeout_ms, err);
+                          r->opt.fixed, r->opt.micro, r->opt.timeout_ms,
+                          err);
 
     } else {
         rc = ep_host_open(ex, r->opt.ranks, r->opt.max_rows, gate->top_k,

@@ -27,6 +27,8 @@ typedef struct {
     uint32_t     max_logits;
     uint32_t     kv_blocks;          /* of each rank */
     int          mtp;                /* cli_ranks_draft() will be called */
+    uint32_t     micro;              /* rows of a step in two micro-batches,
+                                        on devices; 0: none is */
     uint32_t     timeout_ms;         /* of the exchange, 0: none */
     uint32_t     redundant;          /* slots of experts beyond one each */
     double       interval;           /* of the balancer, seconds; 0: it counts

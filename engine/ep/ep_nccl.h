@@ -9,7 +9,7 @@
  *     8   4  experts
  *    12   4  hidden
  *    16   4  1: exact
- *    20   4  zero
+ *    20   4  micro
  *    24 128  id, zeros but from node 0
  *
  * After that no step needs another word between hosts, but that all agree how
@@ -31,7 +31,8 @@
  */
 int ep_nccl_open(ep_exchange_t **ex, ep_nodes_t *nodes, uint32_t ranks,
     uint32_t max_rows, uint32_t top_k, uint32_t experts, uint32_t hidden,
-    int exact, uint32_t timeout_ms, const char *backend, char *err);
+    int exact, uint32_t micro, uint32_t timeout_ms, const char *backend,
+    char *err);
 
 /*
  * No rank of any node sends more rows than that, max_rows at most, until the

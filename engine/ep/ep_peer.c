@@ -4,7 +4,11 @@
  *
  * The backends do it (peer_send() and so on, backend.h); here ranks' threads
  * meet, so that each has queued what others wait for before these queue that
- * they wait.  No thread waits for a device.  Without other nodes the backends
+ * they wait: dispatch() is send(), a meeting and receive(), combine() is give(),
+ * a meeting and collect().  Of a step in two micro-batches these come by
+ * themselves, and each part has its own `send`.  What a rank shows there stays
+ * until all have looked, as its next send() of that part comes after a meeting
+ * that follows.  No thread waits for a device.  Without other nodes the backends
  * also meet at the beginning of a step, and record it if all can: a step that
  * is replayed has none of the meetings here.
  *
@@ -28,7 +32,8 @@ typedef struct {
     be_peer_options_t   opt;
     _Atomic uint32_t    open;
     be_peer_t         **peer;        /* [ranks]; NULL: of another node */
-    be_peer_send_t     *send;        /* [ranks] what each shows */
+    be_peer_send_t     *send[2];     /* [ranks] what each shows, by part */
+    uint32_t            most;        /* rows of a rank in the step at hand */
 
     uint32_t            first;       /* of this process's ranks, */
     uint32_t            local;       /* and their number */
@@ -36,11 +41,15 @@ typedef struct {
     uint8_t             id[BE_PEER_ID];
 } ep_peer_all_t;
 
+typedef enum {
+    PEER_IDLE = 0, PEER_SENT, PEER_RECEIVED, PEER_GIVEN
+} peer_state_t;
+
 typedef struct {
     ep_exchange_t   ex;              /* first */
     ep_peer_all_t  *all;
     be_t           *be;              /* NULL: not attached */
-    int             dispatched;
+    peer_state_t    state[2];        /* of each part */
 } ep_peer_t;
 
 
@@ -50,7 +59,7 @@ typedef struct {
     uint32_t  experts;
     uint32_t  hidden;
     uint32_t  exact;
-    uint32_t  zero;
+    uint32_t  micro;
     uint8_t   id[BE_PEER_ID];
 } peer_frame_t;
 
@@ -58,8 +67,9 @@ _Static_assert(sizeof(peer_frame_t) == 24 + BE_PEER_ID, "a frame");
 
 
 static int peer_all_open(ep_exchange_t **ex, const be_peer_options_t *opt,
-    uint32_t first, uint32_t local, uint32_t timeout_ms, char *err);
-static int peer_agree(ep_peer_all_t *all, ep_nodes_t *nodes,
+    uint32_t first, uint32_t local, uint32_t micro, uint32_t timeout_ms,
+    char *err);
+static int peer_agree(ep_peer_all_t *all, ep_nodes_t *nodes, uint32_t micro,
     const char *backend, char *err);
 static int peer_swap(ep_nodes_t *nodes, uint32_t frame, const char *what,
     peer_frame_t *mine, peer_frame_t *from, char *err);
@@ -74,8 +84,17 @@ static int peer_attach(ep_exchange_t *ex, be_t *be, const be_mlp_t *expert,
 static void peer_detach(ep_exchange_t *ex);
 static int peer_dispatch(ep_exchange_t *ex, const ep_send_t *send,
     be_pairs_t *pairs, char *err);
-static int peer_check(const ep_peer_t *p, const ep_send_t *send, char *err);
 static int peer_combine(ep_exchange_t *ex, char *err);
+static int peer_send(ep_exchange_t *ex, const ep_send_t *send, char *err);
+static int peer_check(const ep_peer_t *p, const ep_send_t *send, char *err);
+static uint32_t peer_rows(const ep_peer_all_t *all, uint32_t part);
+static int peer_receive(ep_exchange_t *ex, uint32_t part, be_pairs_t *pairs,
+    char *err);
+static int peer_give(ep_exchange_t *ex, uint32_t part, char *err);
+static int peer_collect(ep_exchange_t *ex, uint32_t part, char *err);
+static int peer_turn(ep_peer_t *p, uint32_t part, peer_state_t from,
+    peer_state_t to, const char *what, char *err);
+static uint32_t peer_most(ep_exchange_t *ex);
 static int peer_let_go(ep_peer_t *p);
 static int peer_barrier(ep_exchange_t *ex, char *err);
 static int peer_barrier_last(void *ctx, char *err);
@@ -86,7 +105,7 @@ static void peer_close(ep_exchange_t *ex);
 int
 ep_peer_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
     uint32_t top_k, uint32_t experts, uint32_t hidden, int exact,
-    uint32_t timeout_ms, char *err)
+    uint32_t micro, uint32_t timeout_ms, char *err)
 {
     be_peer_options_t  opt;
 
@@ -100,14 +119,15 @@ ep_peer_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
     opt.timeout_ms = timeout_ms;
     opt.meet = peer_meet;
 
-    return peer_all_open(ex, &opt, 0, ranks, timeout_ms, err);
+    return peer_all_open(ex, &opt, 0, ranks, micro, timeout_ms, err);
 }
 
 
 int
 ep_nccl_open(ep_exchange_t **ex, ep_nodes_t *nodes, uint32_t ranks,
     uint32_t max_rows, uint32_t top_k, uint32_t experts, uint32_t hidden,
-    int exact, uint32_t timeout_ms, const char *backend, char *err)
+    int exact, uint32_t micro, uint32_t timeout_ms, const char *backend,
+    char *err)
 {
     uint32_t            r;
     ep_peer_all_t      *all;
@@ -130,14 +150,16 @@ ep_nccl_open(ep_exchange_t **ex, ep_nodes_t *nodes, uint32_t ranks,
     opt.local = ranks;
     opt.timeout_ms = timeout_ms;
 
-    if (peer_all_open(ex, &opt, opt.first, ranks, timeout_ms, err) != 0) {
+    if (peer_all_open(ex, &opt, opt.first, ranks, micro, timeout_ms, err)
+        != 0)
+    {
         return -1;
     }
 
     all = ((ep_peer_t *) ex[0])->all;
     all->opt.id = all->id;
 
-    if (peer_agree(all, nodes, backend, err) != 0) {
+    if (peer_agree(all, nodes, micro, backend, err) != 0) {
         for (r = 0; r < ranks; r++) {
             ex[r]->close(ex[r]);
             ex[r] = NULL;
@@ -159,8 +181,8 @@ ep_nccl_open(ep_exchange_t **ex, ep_nodes_t *nodes, uint32_t ranks,
 
 
 static int
-peer_agree(ep_peer_all_t *all, ep_nodes_t *nodes, const char *backend,
-    char *err)
+peer_agree(ep_peer_all_t *all, ep_nodes_t *nodes, uint32_t micro,
+    const char *backend, char *err)
 {
     uint32_t       i, self;
     peer_frame_t   mine, from[EP_NODES_MAX];
@@ -171,6 +193,7 @@ peer_agree(ep_peer_all_t *all, ep_nodes_t *nodes, const char *backend,
     mine.experts = all->opt.experts;
     mine.hidden = all->opt.hidden;
     mine.exact = all->opt.exact != 0;
+    mine.micro = micro;
     self = ep_nodes_self(nodes);
 
     if (self == 0 && be_peer_id(backend, mine.id, err) != 0) {
@@ -188,11 +211,13 @@ peer_agree(ep_peer_all_t *all, ep_nodes_t *nodes, const char *backend,
     for (i = 0; i < ep_nodes_count(nodes); i++) {
         if (memcmp(&from[i], &mine, offsetof(peer_frame_t, id)) != 0) {
             snprintf(err, ERR_LEN, "node %u has an exchange of %u rows, %u of "
-                     "%u experts, %u wide%s; node %u of %u, %u of %u, %u%s",
+                     "%u experts, %u wide%s, overlap from %u rows; node %u of "
+                     "%u, %u of %u, %u%s, %u",
                      i, from[i].max_rows, from[i].top_k, from[i].experts,
-                     from[i].hidden, from[i].exact ? ", exact" : "", self,
-                     mine.max_rows, mine.top_k, mine.experts, mine.hidden,
-                     mine.exact ? ", exact" : "");
+                     from[i].hidden, from[i].exact ? ", exact" : "",
+                     from[i].micro, self, mine.max_rows, mine.top_k,
+                     mine.experts, mine.hidden, mine.exact ? ", exact" : "",
+                     mine.micro);
             ep_nodes_fail(nodes, err);
             return -1;
         }
@@ -248,19 +273,21 @@ peer_swap(ep_nodes_t *nodes, uint32_t frame, const char *what,
 void
 ep_nccl_most(ep_exchange_t *ex, uint32_t rows)
 {
-    uint32_t        r;
     ep_peer_all_t  *all;
 
     all = ((ep_peer_t *) ex)->all;
-    rows = (rows < all->opt.max_rows) ? rows : all->opt.max_rows;
+    all->most = (rows < all->opt.max_rows) ? rows : all->opt.max_rows;
+}
 
-    for (r = 0; r < all->opt.ranks; r++) {
-        all->send[r].most = rows;
 
-        if (r < all->first || r >= all->first + all->local) {
-            all->send[r].rows = rows;
-        }
-    }
+static uint32_t
+peer_most(ep_exchange_t *ex)
+{
+    ep_peer_all_t  *all;
+
+    all = ((ep_peer_t *) ex)->all;
+
+    return all->nodes != NULL ? all->most : 0;
 }
 
 
@@ -303,7 +330,8 @@ peer_failed(void *ctx, const char *why)
 
 static int
 peer_all_open(ep_exchange_t **ex, const be_peer_options_t *opt,
-    uint32_t first, uint32_t local, uint32_t timeout_ms, char *err)
+    uint32_t first, uint32_t local, uint32_t micro, uint32_t timeout_ms,
+    char *err)
 {
     uint32_t        r;
     ep_peer_t      *p;
@@ -332,9 +360,12 @@ peer_all_open(ep_exchange_t **ex, const be_peer_options_t *opt,
     all->local = local;
     all->meet = ep_hub_open(local, first, timeout_ms);
     all->peer = calloc(opt->ranks, sizeof(be_peer_t *));
-    all->send = calloc(opt->ranks, sizeof(be_peer_send_t));
+    all->send[0] = calloc(opt->ranks, sizeof(be_peer_send_t));
+    all->send[1] = calloc(opt->ranks, sizeof(be_peer_send_t));
 
-    if (all->meet == NULL || all->peer == NULL || all->send == NULL) {
+    if (all->meet == NULL || all->peer == NULL || all->send[0] == NULL
+        || all->send[1] == NULL)
+    {
         peer_all_free(all);
         goto nomem;
     }
@@ -367,6 +398,12 @@ peer_all_open(ep_exchange_t **ex, const be_peer_options_t *opt,
         p->ex.detach = peer_detach;
         p->ex.dispatch = peer_dispatch;
         p->ex.combine = peer_combine;
+        p->ex.micro = (opt->ranks > 1) ? micro : 0;
+        p->ex.send = peer_send;
+        p->ex.receive = peer_receive;
+        p->ex.give = peer_give;
+        p->ex.collect = peer_collect;
+        p->ex.most = peer_most;
         p->ex.barrier = peer_barrier;
         p->ex.abort = peer_abort;
         p->ex.close = peer_close;
@@ -392,7 +429,8 @@ peer_all_free(ep_peer_all_t *all)
 {
     ep_hub_close(all->meet);
     free(all->peer);
-    free(all->send);
+    free(all->send[0]);
+    free(all->send[1]);
     free(all);
 }
 
@@ -450,6 +488,21 @@ static int
 peer_dispatch(ep_exchange_t *ex, const ep_send_t *send, be_pairs_t *pairs,
     char *err)
 {
+    return (peer_send(ex, send, err) != 0) ? -1
+           : peer_receive(ex, send->part, pairs, err);
+}
+
+
+static int
+peer_combine(ep_exchange_t *ex, char *err)
+{
+    return (peer_give(ex, 0, err) != 0) ? -1 : peer_collect(ex, 0, err);
+}
+
+
+static int
+peer_send(ep_exchange_t *ex, const ep_send_t *send, char *err)
+{
     ep_peer_t             *p;
     ep_peer_all_t         *all;
     be_peer_send_t        *s;
@@ -459,8 +512,11 @@ peer_dispatch(ep_exchange_t *ex, const ep_send_t *send, be_pairs_t *pairs,
     all = p->all;
     at = send->placement;
 
-    if (ep_hub_status(all->meet, err) != 0) {
-        return peer_let_go(p);
+    if (peer_turn(p, send->part, PEER_IDLE, PEER_SENT,
+                  "dispatch without combine", err)
+        != 0)
+    {
+        return -1;
     }
 
     if (peer_check(p, send, err) != 0) {
@@ -468,7 +524,7 @@ peer_dispatch(ep_exchange_t *ex, const ep_send_t *send, be_pairs_t *pairs,
         return peer_let_go(p);
     }
 
-    s = &all->send[ex->rank];
+    s = &all->send[send->part == 2][ex->rank];
     s->experts = at->experts;
     s->homes = at->first[at->experts];
     s->first = at->first;
@@ -477,22 +533,13 @@ peer_dispatch(ep_exchange_t *ex, const ep_send_t *send, be_pairs_t *pairs,
     s->slots = at->count[ex->rank];
     s->batch = send->batch;
     s->rows = send->rows;
+    s->most = peer_rows(all, send->part);
     s->x = send->x;
     s->id = send->id;
     s->contrib = send->contrib;
     s->load = send->load;
 
     p->be->peer_send(p->be, all->peer, s);
-
-    if (ep_hub_meet(all->meet, ex->rank - all->first, "dispatch", NULL, NULL,
-                    err)
-        != 0)
-    {
-        return peer_let_go(p);
-    }
-
-    p->be->peer_pairs(p->be, all->peer, all->send, pairs);
-    p->dispatched = 1;
 
     return 0;
 }
@@ -507,13 +554,6 @@ peer_check(const ep_peer_t *p, const ep_send_t *send, char *err)
 
     opt = &p->all->opt;
     at = send->placement;
-
-    if (p->dispatched) {
-        snprintf(err, ERR_LEN, "rank %u: dispatch without combine",
-                 p->ex.rank);
-        return -1;
-    }
-
     last = p->all->first + p->all->local;
 
     for (r = p->all->first; r < last && p->all->peer[r] != NULL; r++) {
@@ -527,7 +567,7 @@ peer_check(const ep_peer_t *p, const ep_send_t *send, char *err)
     }
 
     if (at->ranks != opt->ranks || at->experts > opt->experts
-        || send->rows > p->all->send[p->ex.rank].most
+        || send->rows > peer_rows(p->all, send->part)
         || send->top_k != opt->top_k || send->hidden != opt->hidden)
     {
         snprintf(err, ERR_LEN, "rank %u: dispatch of %u rows to %u experts "
@@ -540,8 +580,17 @@ peer_check(const ep_peer_t *p, const ep_send_t *send, char *err)
 }
 
 
+/* That a part may have now: the first micro-batch has one more if need be. */
+
+static uint32_t
+peer_rows(const ep_peer_all_t *all, uint32_t part)
+{
+    return (part == 0) ? all->most : (all->most + (part == 1)) / 2;
+}
+
+
 static int
-peer_combine(ep_exchange_t *ex, char *err)
+peer_receive(ep_exchange_t *ex, uint32_t part, be_pairs_t *pairs, char *err)
 {
     ep_peer_t      *p;
     ep_peer_all_t  *all;
@@ -549,14 +598,60 @@ peer_combine(ep_exchange_t *ex, char *err)
     p = (ep_peer_t *) ex;
     all = p->all;
 
-    if (!p->dispatched) {
-        snprintf(err, ERR_LEN, "rank %u: combine without dispatch", ex->rank);
-        ep_hub_fail(all->meet, err);
+    if (peer_turn(p, part, PEER_SENT, PEER_RECEIVED,
+                  "nothing was dispatched", err)
+        != 0)
+    {
+        return -1;
+    }
+
+    if (ep_hub_meet(all->meet, ex->rank - all->first, "dispatch", NULL, NULL,
+                    err)
+        != 0)
+    {
         return peer_let_go(p);
     }
 
-    p->dispatched = 0;
-    p->be->peer_return(p->be, all->peer);
+    p->be->peer_pairs(p->be, all->peer, all->send[part == 2], pairs);
+
+    return 0;
+}
+
+
+static int
+peer_give(ep_exchange_t *ex, uint32_t part, char *err)
+{
+    ep_peer_t  *p;
+
+    p = (ep_peer_t *) ex;
+
+    if (peer_turn(p, part, PEER_RECEIVED, PEER_GIVEN,
+                  "combine without dispatch", err)
+        != 0)
+    {
+        return -1;
+    }
+
+    p->be->peer_return(p->be, p->all->peer);
+
+    return 0;
+}
+
+
+static int
+peer_collect(ep_exchange_t *ex, uint32_t part, char *err)
+{
+    ep_peer_t      *p;
+    ep_peer_all_t  *all;
+
+    p = (ep_peer_t *) ex;
+    all = p->all;
+
+    if (peer_turn(p, part, PEER_GIVEN, PEER_IDLE, "nothing was given", err)
+        != 0)
+    {
+        return -1;
+    }
 
     if (ep_hub_meet(all->meet, ex->rank - all->first, "combine", NULL, NULL,
                     err)
@@ -565,7 +660,34 @@ peer_combine(ep_exchange_t *ex, char *err)
         return peer_let_go(p);
     }
 
-    p->be->peer_collect(p->be, all->peer, &all->send[ex->rank]);
+    p->be->peer_collect(p->be, all->peer,
+                        &all->send[part == 2][ex->rank]);
+
+    return 0;
+}
+
+
+/* The order of calls; where it is broken all fail. */
+
+static int
+peer_turn(ep_peer_t *p, uint32_t part, peer_state_t from, peer_state_t to,
+    const char *what, char *err)
+{
+    peer_state_t  *state;
+
+    if (ep_hub_status(p->all->meet, err) != 0) {
+        return peer_let_go(p);
+    }
+
+    state = &p->state[part == 2];
+
+    if (*state != from) {
+        snprintf(err, ERR_LEN, "rank %u: %s", p->ex.rank, what);
+        ep_hub_fail(p->all->meet, err);
+        return peer_let_go(p);
+    }
+
+    *state = to;
 
     return 0;
 }

@@ -44,6 +44,7 @@ typedef struct {
 
 typedef struct {
     be_t                  *be;       /* of the rank, for a queued exchange */
+    uint32_t               part;     /* of the step: 0, all of it */
     const be_batch_t      *batch;    /* the rows' */
     uint32_t              *load;     /* [experts], counts rows: if queued */
     const ep_placement_t  *placement;
@@ -84,6 +85,22 @@ struct ep_exchange_s {
     int (*dispatch)(ep_exchange_t *ex, const ep_send_t *send,
         be_pairs_t *pairs, char *err);
     int (*combine)(ep_exchange_t *ex, char *err);
+
+    /*
+     * Not 0: a queued one that takes steps in two micro-batches (parts 1 and 2,
+     * see be_t's part()), where a rank has that many rows.  Its dispatch() is
+     * send() and receive(), its combine() is give() and collect(); between the
+     * two of a pair those of the other part may come, in the same order on all
+     * ranks.  Half as many rows as else are possible, in the first one more.
+     * most(): the rows of any rank in the step to come, where all know it.
+     */
+    uint32_t     micro;
+    int (*send)(ep_exchange_t *ex, const ep_send_t *send, char *err);
+    int (*receive)(ep_exchange_t *ex, uint32_t part, be_pairs_t *pairs,
+        char *err);
+    int (*give)(ep_exchange_t *ex, uint32_t part, char *err);
+    int (*collect)(ep_exchange_t *ex, uint32_t part, char *err);
+    uint32_t (*most)(ep_exchange_t *ex);
 
     /*
      * NULL, or before a rank's first dispatch, with the backend that its calls
@@ -128,12 +145,13 @@ ep_exchange_t *ep_local_open(uint32_t max_experts, char *err);
 /*
  * Ranks of one process on devices that reach each other's memory, queued
  * (ep_peer.c).  `hidden`: of a row; `exact`: contributions are not rounded to
- * BF16 on their way.  Else as ep_host_open().
+ * BF16 on their way; `micro`: rows from which on a step goes in two
+ * micro-batches, 0: none does.  Else as ep_host_open().
  */
 
 int ep_peer_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
     uint32_t top_k, uint32_t experts, uint32_t hidden, int exact,
-    uint32_t timeout_ms, char *err);
+    uint32_t micro, uint32_t timeout_ms, char *err);
 
 /*
  * A placement's memory.  ep_map_open(): one to start with, of contiguous runs,

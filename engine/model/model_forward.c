@@ -13,12 +13,6 @@
 #define FORWARD_FETCH  64            /* steps between looks at counters */
 
 
-static void forward_attend(model_rank_t *mr, uint32_t layer,
-    const model_rows_t *f);
-static int forward_moe(model_rank_t *mr, uint32_t layer,
-    const model_rows_t *f, char *err);
-static int forward_chosen(model_rank_t *mr, size_t n, char *err);
-static void forward_count(model_rank_t *mr, model_rank_layer_t *l, size_t n);
 static int forward_fetch(model_rank_t *mr, char *err);
 static int forward_draw(model_rank_t *mr, uint32_t n, char *err);
 static void forward_end(model_rank_t *mr, const model_rows_t *f);
@@ -53,7 +47,23 @@ model_step(model_rank_t *mr, const be_batch_t *batch,
         mr->be->embed(mr->be, mr->embed, f.batch, f.x);
     }
 
-    for (i = 0; i < layers; i++) {
+    i = 0;
+
+    /*
+     * What ranks exchange in the last layer must not depend on whether all of
+     * a rank's rows give logits.
+     */
+
+    if (f.step.split) {
+        i = mr->keep ? layers : layers - 1;
+        f.some |= !mr->keep;
+
+        if (model_micro(mr, &f, i, err) != 0) {
+            return -1;
+        }
+    }
+
+    for ( /* void */ ; i < layers; i++) {
         model_layer_keys(mr, i, &f);
 
         /* with its keys stored, a row without logits is done */
@@ -133,6 +143,15 @@ model_rows_begin(model_rank_t *mr, model_rows_t *f, const be_batch_t *batch,
     s->from = from;
     s->max_rows = mr->opt.max_rows;
     s->max_last = mr->opt.max_logits;
+    s->micro = 0;
+    s->most = 0;
+    s->split = 0;
+    memset(s->part, 0, sizeof(s->part));
+
+    if (mr->ex->micro != 0 && !(key & MODEL_KEY_DRAFT)) {
+        s->micro = mr->ex->micro;
+        s->most = mr->ex->most(mr->ex);
+    }
 
     s->some = n_logits < batch->n_rows;
     s->key = mr->ex->recorded ? key : 0;
@@ -155,8 +174,13 @@ model_rows_begin(model_rank_t *mr, model_rows_t *f, const be_batch_t *batch,
     f->n_logits = n_logits;
     f->batch = &s->all;
     f->rows = s->all.n_rows;
+    f->part = 0;
     f->x = mr->x;
     f->h = mr->h;
+    f->ol = mr->ol;
+    f->expert = mr->expert;
+    f->weight = mr->weight;
+    f->contrib = mr->contrib;
 
     return rc < 0 ? -1 : 0;
 }
@@ -225,20 +249,15 @@ model_layer_rest(model_rank_t *mr, uint32_t layer, const model_rows_t *f,
     char *err)
 {
     be_t                      *be;
-    const model_config_t      *c;
     const model_rank_layer_t  *l;
 
     be = mr->be;
-    c = &mr->model->config;
     l = &mr->layer[layer];
 
-    if (f->rows > 0) {
-        forward_attend(mr, layer, f);
-        be->norm(be, l->post_norm, c->eps, f->x, f->rows, c->hidden, f->h);
-    }
+    model_layer_attend(mr, layer, f);
 
     if (l->gate != NULL) {
-        return forward_moe(mr, layer, f, err);
+        return model_moe(mr, layer, f, err);
     }
 
     if (f->rows > 0) {
@@ -249,8 +268,8 @@ model_layer_rest(model_rank_t *mr, uint32_t layer, const model_rows_t *f,
 }
 
 
-static void
-forward_attend(model_rank_t *mr, uint32_t layer, const model_rows_t *f)
+void
+model_layer_attend(model_rank_t *mr, uint32_t layer, const model_rows_t *f)
 {
     be_t                      *be;
     const model_config_t      *c;
@@ -259,6 +278,10 @@ forward_attend(model_rank_t *mr, uint32_t layer, const model_rows_t *f)
     be = mr->be;
     c = &mr->model->config;
     l = &mr->layer[layer];
+
+    if (f->rows == 0) {
+        return;
+    }
 
     if (l->q_a != NULL) {
         be->linear(be, l->q_a, f->h, f->rows, mr->q_a);
@@ -272,114 +295,10 @@ forward_attend(model_rank_t *mr, uint32_t layer, const model_rows_t *f)
 
     be->mla_query(be, &c->mla, &mr->rope, l->uk, mr->q, f->batch, mr->ql);
     be->mla_attend(be, mr->kv, layer, &c->mla, mr->scale, mr->ql, f->batch,
-                   mr->ol);
-    be->mla_value(be, &c->mla, l->uv, mr->ol, f->rows, mr->o);
+                   f->ol);
+    be->mla_value(be, &c->mla, l->uv, f->ol, f->rows, mr->o);
     be->linear_add(be, l->o, mr->o, f->rows, f->x);
-}
-
-
-/* Collective: without rows of its own a rank still serves its experts. */
-
-static int
-forward_moe(model_rank_t *mr, uint32_t layer, const model_rows_t *f,
-    char *err)
-{
-    be_t                *be;
-    ep_send_t            send;
-    be_pairs_t           pairs;
-    const be_gate_t     *g;
-    model_rank_layer_t  *l;
-
-    be = mr->be;
-    g = &mr->model->config.gate;
-    l = &mr->layer[layer];
-
-    send.be = be;
-    send.batch = f->batch;
-    send.load = l->counter;
-    send.placement = ep_map_placement(l->place.map);
-    send.x = f->h;
-    send.rows = f->rows;
-    send.hidden = mr->model->config.hidden;
-    send.top_k = g->top_k;
-    send.id = mr->ex->queued ? mr->expert : mr->host_expert;
-    send.contrib = mr->contrib;
-
-    if (f->rows > 0) {
-        be->gate(be, g, l->gate, l->bias, f->h, f->rows, send.hidden,
-                 mr->expert, mr->weight);
-    }
-
-    if (!mr->ex->queued
-        && forward_chosen(mr, (size_t) f->rows * g->top_k, err) != 0)
-    {
-        mr->ex->abort(mr->ex);
-        return -1;
-    }
-
-    if (mr->ex->dispatch(mr->ex, &send, &pairs, err) != 0) {
-        return -1;
-    }
-
-    if (f->rows > 0 && l->mlp.w1 != NULL) {
-        be->mlp_add(be, &l->mlp, f->h, f->rows, f->x);
-    }
-
-    be->experts(be, l->place.expert, &pairs);
-
-    if (!mr->ex->queued && be->sync(be, err) != 0) {
-        mr->ex->abort(mr->ex);
-        return -1;
-    }
-
-    if (mr->ex->combine(mr->ex, err) != 0) {
-        return -1;
-    }
-
-    if (f->rows > 0) {
-        be->combine(be, mr->contrib, mr->weight, f->rows, g->top_k,
-                    send.hidden, f->x);
-    }
-
-    if (!mr->ex->queued) {
-        forward_count(mr, l, (size_t) f->rows * g->top_k);
-    }
-
-    return 0;
-}
-
-
-/* The router's choice to where the exchange looks, rows ready to be read. */
-
-static int
-forward_chosen(model_rank_t *mr, size_t n, char *err)
-{
-    be_t  *be;
-
-    be = mr->be;
-
-    if (mr->host_expert != mr->expert && n > 0) {
-        be->download(be, mr->host_expert, mr->expert, n * sizeof(int32_t));
-    }
-
-    return be->sync(be, err);
-}
-
-
-/* Read by other threads, written by this one alone. */
-
-static void
-forward_count(model_rank_t *mr, model_rank_layer_t *l, size_t n)
-{
-    size_t                  i;
-    atomic_uint_least64_t  *at;
-
-    for (i = 0; i < n; i++) {
-        at = &l->load[mr->host_expert[i]];
-        atomic_store_explicit(at, atomic_load_explicit(at,
-                                                       memory_order_relaxed)
-                                  + 1, memory_order_relaxed);
-    }
+    be->norm(be, l->post_norm, c->eps, f->x, f->rows, c->hidden, f->h);
 }
 
 

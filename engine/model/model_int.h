@@ -16,6 +16,8 @@
  *     model_rank.c         one rank: its weights and its memory
  *     model_place.c        its experts of one layer, and others in their stead
  *     model_forward.c      the graph
+ *     model_moe.c          router and experts in it
+ *     model_micro.c        a step in two micro-batches
  *     model_mtp.c          the graph of the multi-token prediction layer
  *     model_balance.c      moves experts while the ranks compute
  *     model_balance_nodes.c  and what balancers of several nodes tell each

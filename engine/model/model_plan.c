@@ -334,13 +334,16 @@ plan_params(const model_config_t *c)
 
 uint64_t
 model_plan_activations(const model_config_t *c, uint32_t max_rows,
-    uint32_t max_logits, int mtp)
+    uint32_t max_logits, int mtp, int micro)
 {
-    uint64_t  heads, row, last, attend, contrib;
+    uint64_t  heads, row, last, attend, contrib, both, half;
 
     heads = c->mla.heads;
 
-    /* attention's queries and results lie where contributions come later */
+    /*
+     * Attention's queries and results lie where contributions come later; of
+     * two micro-batches, those of one beside contributions to both.
+     */
 
     attend = (heads * (c->mla.kv_lora + c->mla.rope) + 15) / 16 * 16
              + heads * c->mla.kv_lora;
@@ -348,8 +351,10 @@ model_plan_activations(const model_config_t *c, uint32_t max_rows,
 
     row = 2 * (uint64_t) c->hidden + c->q_lora
           + heads * (c->mla.nope + c->mla.rope)
-          + c->mla.kv_lora + c->mla.rope + heads * c->mla.v
-          + (attend > contrib ? attend : contrib);
+          + c->mla.kv_lora + c->mla.rope + heads * c->mla.v;
+    both = max_rows * (attend > contrib ? attend : contrib);
+    half = micro ? (max_rows + 1) / 2 * attend + max_rows * contrib : 0;
+    both = (both > half) ? both : half;
     last = 2 * (uint64_t) c->hidden + c->vocab;
 
     if (mtp) {
@@ -359,7 +364,7 @@ model_plan_activations(const model_config_t *c, uint32_t max_rows,
 
     /* the router's ids and weights have an element to spare */
 
-    return (row * max_rows + last * max_logits
+    return (row * max_rows + both + last * max_logits
             + 2 * ((uint64_t) max_rows * c->gate.top_k + 1)) * sizeof(float);
 }
 
@@ -413,7 +418,7 @@ plan_buffers(const plan_t *p)
 {
     int                          fp8;
     uint64_t                     rows, all, far, pairs, parts, row, layers;
-    uint64_t                     n, each;
+    uint64_t                     n, each, back;
     uint64_t                    *b;
     const model_config_t        *c;
     const model_plan_options_t  *opt;
@@ -428,7 +433,7 @@ plan_buffers(const plan_t *p)
 
     b[MODEL_PLAN_ACTIVATIONS] = model_plan_activations(c, opt->max_rows,
                                                        opt->max_logits,
-                                                       opt->mtp);
+                                                       opt->mtp, opt->micro);
 
     /* a row as it travels; a rank alone keeps its rows where they are */
 
@@ -460,8 +465,16 @@ plan_buffers(const plan_t *p)
 
     n = pairs * (row + c->moe_inter * (uint64_t) (fp8 ? 9 : 10) + 20);
 
-    if (opt->ranks > 1 && !opt->exact) {
-        n += pairs * c->hidden * sizeof(uint16_t);
+    back = opt->exact ? 0 : c->hidden * sizeof(uint16_t);
+
+    if (opt->ranks > 1) {
+        n += pairs * back;
+    }
+
+    /* what the second micro-batch has of its own */
+
+    if (opt->micro) {
+        n += pairs / 2 * (back + 20) + rows / 2 * row;
     }
 
     n += (rows < PLAN_DENSE ? rows : PLAN_DENSE) * c->inter * 10

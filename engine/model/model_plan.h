@@ -55,6 +55,7 @@ typedef struct {
     uint64_t    kv_memory;           /* 0: what is left, if it can be used */
     int         mtp;                 /* the drafting layer is loaded, too */
     int         exact;               /* contributions are float32 */
+    int         micro;               /* steps may go in two micro-batches */
 } model_plan_options_t;
 
 typedef enum {
@@ -107,6 +108,6 @@ int model_plan(const model_config_t *c, const model_plan_options_t *opt,
 
 /* Bytes of activations of a rank, MODEL_PLAN_ACTIVATIONS. */
 uint64_t model_plan_activations(const model_config_t *c, uint32_t max_rows,
-    uint32_t max_logits, int mtp);
+    uint32_t max_logits, int mtp, int micro);
 
 #endif /* MODEL_MODEL_PLAN_H */

@@ -428,7 +428,7 @@ static int
 rank_scratch(model_rank_t *mr, char *err)
 {
     int                    rc;
-    size_t                 rows, last, heads, ql, ol, contrib;
+    size_t                 rows, last, heads, ql, ol, contrib, half, both;
     const model_config_t  *c;
 
     c = &mr->model->config;
@@ -450,17 +450,28 @@ rank_scratch(model_rank_t *mr, char *err)
         mr->q_a = rank_rows(mr, rows, c->q_lora, &rc);
     }
 
-    /* attention is over before the experts begin */
+    /*
+     * Attention is over before the experts begin; not so of two micro-batches,
+     * but only one of these is at its attention.
+     */
 
     ql = (heads * (c->mla.kv_lora + c->mla.rope) + 15) / 16 * 16;
     ol = heads * c->mla.kv_lora;
     contrib = (size_t) c->gate.top_k * c->hidden;
+    half = (mr->ex->micro != 0) ? (rows + 1) / 2 : 0;
+    both = rows * (ql + ol > contrib ? ql + ol : contrib);
 
-    mr->ql = rank_rows(mr, rows, ql + ol > contrib ? ql + ol : contrib, &rc);
+    if (half != 0 && both < half * (ql + ol) + rows * contrib) {
+        both = half * (ql + ol) + rows * contrib;
+    }
+
+    mr->ql = rank_rows(mr, 1, both, &rc);
     mr->contrib = mr->ql;
 
     if (mr->ql != NULL) {
         mr->ol = mr->ql + rows * ql;
+        mr->micro_ol = mr->ql + half * ql;
+        mr->micro_contrib = mr->micro_ol + half * ol;
     }
 
     mr->last_id = calloc(last, sizeof(int32_t));

@@ -71,7 +71,9 @@ struct model_rank_s {
     float                 *o;
     float                 *ql;       /* in one region with */
     float                 *ol;
-    float                 *contrib;  /* the experts' contributions */
+    float                 *contrib;  /* the experts' contributions, and */
+    float                 *micro_ol; /* where these two are of micro-batches */
+    float                 *micro_contrib;
     float                 *last_x;   /* of the rows that give logits */
     float                 *last_h;
     float                 *logits;
@@ -107,8 +109,13 @@ typedef struct {
     uint32_t           n_logits;     /* without what was added */
     const be_batch_t  *batch;
     uint32_t           rows;
+    uint32_t           part;         /* 1, 2: a micro-batch; 0: all */
     float             *x;
     float             *h;
+    float             *ol;
+    int32_t           *expert;
+    float             *weight;
+    float             *contrib;
 } model_rows_t;
 
 
@@ -137,14 +144,37 @@ int model_rows_begin(model_rank_t *mr, model_rows_t *f,
 int model_rows_end(model_rank_t *mr, model_rows_t *f, float *logits,
     char *err);
 
-/* A layer: stores the rows' keys; then all the rest of it. */
+/*
+ * A layer: stores the rows' keys; then all the rest of it, which begins with
+ * attention and the norm behind it.
+ */
 void model_layer_keys(model_rank_t *mr, uint32_t layer,
+    const model_rows_t *f);
+void model_layer_attend(model_rank_t *mr, uint32_t layer,
     const model_rows_t *f);
 int model_layer_rest(model_rank_t *mr, uint32_t layer, const model_rows_t *f,
     char *err);
 
 /* Leaves the rows that give logits. */
 void model_rows_narrow(model_rank_t *mr, model_rows_t *f);
+
+/*
+ * model_moe.c: router, experts and their sum, of rows that were normed.  Of a
+ * micro-batch the three by themselves: _send() chooses and dispatches,
+ * _experts() computes what came, _collect() adds what comes home.  0, or -1
+ * with the reason in `err`.
+ */
+int model_moe(model_rank_t *mr, uint32_t layer, const model_rows_t *f,
+    char *err);
+int model_moe_send(model_rank_t *mr, uint32_t layer, const model_rows_t *f,
+    char *err);
+int model_moe_experts(model_rank_t *mr, uint32_t layer,
+    const model_rows_t *f, char *err);
+int model_moe_collect(model_rank_t *mr, const model_rows_t *f, char *err);
+
+/* model_micro.c: the first `layers` layers of a step in two micro-batches. */
+int model_micro(model_rank_t *mr, const model_rows_t *f, uint32_t layers,
+    char *err);
 
 /*
  * Makes a place of `layer` as `map` has it, which is copied, beside the one in

@@ -262,7 +262,7 @@ bench(uint32_t ranks, uint32_t rows, int fp8, double copy)
     map = ep_map_open(EXPERTS, ranks, 0, err);
 
     if (map == NULL
-        || ep_peer_open(ex, ranks, rows, TOP_K, EXPERTS, HIDDEN, 0, 60000,
+        || ep_peer_open(ex, ranks, rows, TOP_K, EXPERTS, HIDDEN, 0, 0, 60000,
                         err)
            != 0)
     {

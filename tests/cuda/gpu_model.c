@@ -1,7 +1,7 @@
 /*
  * The whole model on the device backend, in emulation: within 1.5 times the
  * error that the CPU backend has in BF16, against its float32, and the same
- * bits whatever the chunks, neighbours, ranks, and recorded steps.
+ * bits whatever the chunks, neighbours, ranks, recorded steps, and micro-batches.
  */
 
 #include <setjmp.h>
@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "backend/cuda/be_cuda.h"
 #include "gpu_main.h"
 
 #include "cli/cli_ranks.h"
@@ -39,6 +40,7 @@ typedef struct {
     int          others;             /* rows of others in the same steps */
     int          few;                /* logits of every seventh row only */
     int          mtp;
+    uint32_t     micro;              /* rows of a step in two micro-batches */
 } way_t;
 
 typedef struct {
@@ -50,18 +52,21 @@ typedef struct {
 
 
 static const way_t  ways[] = {
-    { "one prefill", 1, TOKENS, TOKENS, 0, 0, 0 },
-    { "chunks of 16", 1, 16, 16, 0, 0, 0 },
-    { "prefill, then decode", 1, 70, 1, 0, 0, 0 },
-    { "neighbours, decode", 1, 77, 1, 1, 0, 0 },
-    { "few logits", 1, 37, 5, 1, 1, 0 },
-    { "two ranks", 2, 50, 9, 1, 0, 0 }
+    { "one prefill", 1, TOKENS, TOKENS, 0, 0, 0, 0 },
+    { "chunks of 16", 1, 16, 16, 0, 0, 0, 0 },
+    { "prefill, then decode", 1, 70, 1, 0, 0, 0, 0 },
+    { "neighbours, decode", 1, 77, 1, 1, 0, 0, 0 },
+    { "few logits", 1, 37, 5, 1, 1, 0, 0 },
+    { "two ranks", 2, 50, 9, 1, 0, 0, 0 },
+    { "two ranks, micro-batches", 2, 50, 9, 1, 0, 0, 8 },
+    { "two ranks, some micro-batches, few logits", 2, 21, 5, 1, 1, 0, 20 }
 };
 
 static const way_t  mtp_ways[] = {
-    { "drafts", 1, TOKENS, TOKENS, 0, 0, 1 },
-    { "drafts, decode", 1, 75, 1, 0, 0, 1 },
-    { "drafts, two ranks", 2, 40, 16, 0, 0, 1 }
+    { "drafts", 1, TOKENS, TOKENS, 0, 0, 1, 0 },
+    { "drafts, decode", 1, 75, 1, 0, 0, 1, 0 },
+    { "drafts, two ranks", 2, 40, 16, 0, 0, 1, 0 },
+    { "drafts, two ranks, micro-batches", 2, 40, 16, 0, 0, 1, 2 }
 };
 
 
@@ -103,6 +108,7 @@ open_ranks(model_t *model, const char *backend, be_dtype_t compute,
     opt.max_logits = ROWS;
     opt.kv_blocks = BLOCKS;
     opt.timeout_ms = 120000;
+    opt.micro = way->micro;
     opt.mtp = way->mtp;
     opt.fixed = 1;
     opt.kv = (strcmp(backend, "cuda") == 0) ? kv_type : BE_F32;
@@ -151,6 +157,11 @@ compute(model_t *model, const char *backend, be_dtype_t mode,
     }
 
     be = cli_ranks_backend(ranks, 0);
+
+    if (way->micro != 0) {
+        assert_true(((be_cuda_t *) be)->splits > 0);
+    }
+
     kv = model_rank_kv(cli_ranks_rank(ranks, 0));
     out->kv_size = be->kv_block_size(kv);
     out->kv = calloc(2, out->kv_size);

@@ -1,7 +1,7 @@
 /*
  * The exchange between ranks on devices against the one over the host, on
  * the same backends: 1, 2 and 4 ranks, BF16 and FP8 experts, replicas, ranks
- * without rows, placements that change.  Exact contributions are the same
+ * without rows, placements that change, two micro-batches.  Exact contributions are the same
  * bits; others are these, rounded to BF16.
  */
 
@@ -21,7 +21,7 @@
 
 
 static void
-check(uint32_t ranks, uint32_t redundant, int fp8, int exact)
+check(uint32_t ranks, uint32_t redundant, int fp8, int exact, uint32_t micro)
 {
     char            err[ERR_LEN];
     rank_t          r[RANKS];
@@ -35,7 +35,7 @@ check(uint32_t ranks, uint32_t redundant, int fp8, int exact)
     assert_int_equal(ep_host_open(host, ranks, ROWS, TOP_K, EXPERTS, 60000,
                                   err), 0);
     assert_int_equal(ep_peer_open(peer, ranks, ROWS, TOP_K, EXPERTS, HIDDEN,
-                                  exact, 60000, err), 0);
+                                  exact, micro, 60000, err), 0);
 
     memset(r, 0, sizeof(r));
 
@@ -81,10 +81,10 @@ test_bf16(void **state)
 {
     (void) state;
 
-    check(1, 0, 0, 1);
-    check(2, 0, 0, 1);
-    check(4, 0, 0, 1);
-    check(4, 0, 0, 0);
+    check(1, 0, 0, 1, 0);
+    check(2, 0, 0, 1, 0);
+    check(4, 0, 0, 1, 0);
+    check(4, 0, 0, 0, 0);
 }
 
 
@@ -93,8 +93,8 @@ test_fp8(void **state)
 {
     (void) state;
 
-    check(2, 0, 1, 1);
-    check(4, 0, 1, 0);
+    check(2, 0, 1, 1, 0);
+    check(4, 0, 1, 0, 0);
 }
 
 
@@ -103,8 +103,22 @@ test_replicas(void **state)
 {
     (void) state;
 
-    check(2, 3, 0, 1);
-    check(4, 7, 0, 0);
+    check(2, 3, 0, 1, 0);
+    check(4, 7, 0, 0, 0);
+}
+
+
+/* Some steps in two micro-batches. */
+
+static void
+test_micro(void **state)
+{
+    (void) state;
+
+    check(2, 0, 0, 1, 1);
+    check(2, 3, 1, 0, 1);
+    check(4, 7, 0, 0, 1);
+    check(4, 0, 1, 1, 1);
 }
 
 
@@ -121,12 +135,12 @@ test_refused(void **state)
 
     (void) state;
 
-    assert_int_equal(ep_peer_open(ex, 33, 1, 1, 64, 8, 1, 0, err), -1);
+    assert_int_equal(ep_peer_open(ex, 33, 1, 1, 64, 8, 1, 0, 0, err), -1);
     assert_non_null(strstr(err, "33 ranks on devices: 1 to 32"));
 
     map = ep_map_open(EXPERTS, 2, 0, err);
     assert_int_equal(ep_peer_open(ex, 2, ROWS, TOP_K, EXPERTS, HIDDEN, 1, 0,
-                                  err), 0);
+                                  0, err), 0);
 
     memset(&send, 0, sizeof(send));
     send.placement = ep_map_placement(map);
@@ -148,6 +162,7 @@ main(int argc, char **argv)
         cmocka_unit_test(test_bf16),
         cmocka_unit_test(test_fp8),
         cmocka_unit_test(test_replicas),
+        cmocka_unit_test(test_micro),
         cmocka_unit_test(test_refused)
     };
 

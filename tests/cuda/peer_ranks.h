@@ -50,6 +50,8 @@ typedef struct {
     be_t            *be;
     be_mlp_t         mlp[MAPS][EXPERTS];
     float           *x;              /* the device's */
+    float           *h;              /* normed */
+    float           *ones;
     float           *contrib;
     int32_t         *id;
     uint32_t        *load;
@@ -117,6 +119,7 @@ make_weight(rank_t *r, uint32_t e, int m, be_weight_t **w)
 static int
 open_rank(rank_t *r)
 {
+    float                  ones[HIDDEN];
     uint32_t               i, k, e;
     be_options_t           opt;
     const ep_placement_t  *p;
@@ -132,7 +135,14 @@ open_rank(rank_t *r)
         return -1;
     }
 
+    for (i = 0; i < HIDDEN; i++) {
+        ones[i] = 1;
+    }
+
+    r->ones = r->be->alloc(r->be, sizeof(ones));
+    r->be->upload(r->be, r->ones, ones, sizeof(ones));
     r->x = r->be->alloc(r->be, ROWS * HIDDEN * sizeof(float));
+    r->h = r->be->alloc(r->be, ROWS * HIDDEN * sizeof(float));
     r->contrib = r->be->alloc(r->be, ROWS * TOP_K * HIDDEN * sizeof(float));
     r->id = r->be->alloc(r->be, ROWS * TOP_K * sizeof(int32_t));
     r->load = r->be->alloc(r->be, EXPERTS * sizeof(uint32_t));
@@ -179,6 +189,8 @@ close_rank(rank_t *r)
     }
 
     r->be->free(r->be, r->x);
+    r->be->free(r->be, r->h);
+    r->be->free(r->be, r->ones);
     r->be->free(r->be, r->contrib);
     r->be->free(r->be, r->id);
     r->be->free(r->be, r->load);
@@ -186,10 +198,88 @@ close_rank(rank_t *r)
 }
 
 
+/* Norms `rows` rows, in the end what is to be sent of them. */
+
+static void
+normed(rank_t *r, ep_exchange_t *ex, uint32_t map, uint32_t part,
+    uint32_t first, uint32_t rows, const int32_t *id, ep_send_t *send)
+{
+    memset(send, 0, sizeof(ep_send_t));
+    send->be = r->be;
+    send->part = part;
+    send->placement = ep_map_placement(r->map[map]);
+    send->x = r->h + first * HIDDEN;
+    send->rows = rows;
+    send->hidden = HIDDEN;
+    send->top_k = TOP_K;
+    send->id = (ex->queued ? r->id : id) + first * TOP_K;
+    send->load = ex->queued ? r->load : NULL;
+    send->contrib = r->contrib + first * TOP_K * HIDDEN;
+
+    r->be->norm(r->be, r->ones, 1e-6f, r->x + first * HIDDEN, rows, HIDDEN,
+                r->h + first * HIDDEN);
+}
+
+
+/* The two micro-batches of what exchange() does. */
+
+static int
+exchange_parts(rank_t *r, ep_exchange_t *ex, uint32_t map, uint32_t rows,
+    float *out)
+{
+    be_t        *be;
+    uint32_t     k, first;
+    ep_send_t    send[2];
+    be_pairs_t   pairs;
+
+    be = r->be;
+
+    for (k = 0; k < 2; k++) {
+        first = (k == 0) ? 0 : (rows + 1) / 2;
+        be->part(be, k + 1);
+        normed(r, ex, map, k + 1, first, (rows + 1 - k) / 2, NULL, &send[k]);
+
+        if (ex->send(ex, &send[k], r->err) != 0) {
+            return -1;
+        }
+    }
+
+    for (k = 0; k < 2; k++) {
+        be->part(be, k + 1);
+
+        if (ex->receive(ex, k + 1, &pairs, r->err) != 0) {
+            return -1;
+        }
+
+        be->experts(be, r->mlp[map], &pairs);
+
+        if (ex->give(ex, k + 1, r->err) != 0) {
+            return -1;
+        }
+    }
+
+    for (k = 0; k < 2; k++) {
+        be->part(be, k + 1);
+
+        if (ex->collect(ex, k + 1, r->err) != 0) {
+            return -1;
+        }
+
+        first = (k == 0) ? 0 : (rows + 1) / 2 * TOP_K * HIDDEN;
+        be->download(be, out + first, r->contrib + first,
+                     (size_t) send[k].rows * TOP_K * HIDDEN * sizeof(float));
+    }
+
+    be->part(be, 0);
+
+    return be->sync(be, r->err);
+}
+
+
 /* Contributions to `rows` rows, from a memory full of something else. */
 
 static int
-exchange(rank_t *r, ep_exchange_t *ex, uint32_t map, uint32_t rows,
+exchange(rank_t *r, ep_exchange_t *ex, uint32_t map, int split, uint32_t rows,
     const int32_t *id, float *out)
 {
     be_t        *be;
@@ -200,16 +290,11 @@ exchange(rank_t *r, ep_exchange_t *ex, uint32_t map, uint32_t rows,
     memset(out, 0xff, ROWS * TOP_K * HIDDEN * sizeof(float));
     be->upload(be, r->contrib, out, ROWS * TOP_K * HIDDEN * sizeof(float));
 
-    memset(&send, 0, sizeof(send));
-    send.be = be;
-    send.placement = ep_map_placement(r->map[map]);
-    send.x = r->x;
-    send.rows = rows;
-    send.hidden = HIDDEN;
-    send.top_k = TOP_K;
-    send.id = ex->queued ? r->id : id;
-    send.load = ex->queued ? r->load : NULL;
-    send.contrib = r->contrib;
+    if (split && ex->micro != 0) {
+        return exchange_parts(r, ex, map, rows, out);
+    }
+
+    normed(r, ex, map, 0, 0, rows, id, &send);
 
     if (be->sync(be, r->err) != 0
         || ex->dispatch(ex, &send, &pairs, r->err) != 0)
@@ -287,8 +372,9 @@ run(void *arg)
         r->be->upload(r->be, r->id, id, sizeof(id));
 
         if ((r->host != NULL
-             && exchange(r, r->host, n % MAPS, rows, id, a) != 0)
-            || exchange(r, r->peer, n % MAPS, rows, id, b) != 0)
+             && exchange(r, r->host, n % MAPS, 0, rows, id, a) != 0)
+            || exchange(r, r->peer, n % MAPS, n % 3 == 1 || n == 3, rows, id,
+                        b) != 0)
         {
             meet->abort(meet);
             r->wrong++;

@@ -1,7 +1,7 @@
 /*
  * The exchange over NCCL between nodes, here threads of one process with a
  * stand-in for NCCL: 2 nodes of 1 and 2 ranks and 4 of 1 give the bits that the
- * exchange over the host does; a node that goes away, a rank whose rows never
+ * exchange over the host does, in two micro-batches, too; a node that goes away, a rank whose rows never
  * come, a library that is not there, nodes that differ and ranks that share a
  * device end with words on all nodes, and nothing is left open.
  */
@@ -37,6 +37,7 @@ typedef struct {
     uint32_t        ranks;
     uint32_t        top_k;
     int             exact;
+    uint32_t        micro;
     uint32_t        limit;
     int             rc;
     char            err[ERR_LEN];
@@ -48,6 +49,7 @@ typedef struct {
 
 static char      at[64];             /* where nodes meet */
 static uint32_t  ranks_of_node;
+static uint32_t  micro_of_node[2];   /* of the first, and of the last */
 
 
 static void
@@ -91,7 +93,7 @@ open_node(void *arg)
 
     if (n->nodes != NULL && ep_nodes_ready(n->nodes, n->err) == 0) {
         n->rc = ep_nccl_open(n->ex, n->nodes, n->ranks, ROWS, n->top_k,
-                             EXPERTS, HIDDEN, n->exact, n->limit,
+                             EXPERTS, HIDDEN, n->exact, n->micro, n->limit,
                              "cuda", n->err);
     }
 
@@ -115,6 +117,7 @@ open_nodes(node_t *n, uint32_t count, uint32_t ranks, int exact,
         n[i].ranks = ranks;
         n[i].top_k = (i == count - 1) ? last_top_k : TOP_K;
         n[i].exact = exact;
+        n[i].micro = micro_of_node[i == count - 1];
         n[i].limit = limit;
         assert_int_equal(pthread_create(&n[i].thread, NULL, open_node, &n[i]),
                          0);
@@ -261,9 +264,14 @@ check(uint32_t nodes, uint32_t local, uint32_t redundant, int fp8, int exact)
         }
     }
 
-    /* each rank: two groups a step, and one where nobody may have rows */
+    /*
+     * Each rank: two groups a step, and one where nobody may have rows; twice
+     * that in those of steps 1, 3 and 4 that are split.
+     */
 
-    assert_int_equal(emu_nccl_groups() - groups, ranks * (2 * STEPS - 1));
+    assert_int_equal(emu_nccl_groups() - groups,
+                     ranks * (n[0].micro != 0 ? 2 + 4 + 2 + 4 + 2 + 2
+                                              : 2 + 2 + 2 + 2 + 1 + 2));
     assert_true(emu_nccl_bytes() > bytes);
     assert_true(same > 0);
 
@@ -288,6 +296,23 @@ test_same(void **state)
     check(2, 2, 0, 1, 1);
     check(4, 1, 7, 1, 0);
     check(2, 2, 3, 0, 1);
+}
+
+
+static void
+test_micro(void **state)
+{
+    (void) state;
+
+    micro_of_node[0] = 1;
+    micro_of_node[1] = 1;
+
+    check(2, 1, 0, 0, 1);
+    check(2, 2, 3, 1, 0);
+    check(4, 1, 0, 0, 0);
+
+    micro_of_node[0] = 0;
+    micro_of_node[1] = 0;
 }
 
 
@@ -401,6 +426,16 @@ test_differ(void **state)
     assert_int_equal(n[1].rc, -1);
     assert_non_null(strstr(n[0].err, "has an exchange of 9 rows, "));
     close_nodes(n, 2, 0);
+
+    micro_of_node[1] = 64;
+    open_nodes(n, 2, 1, 1, LIMIT, TOP_K);
+    micro_of_node[1] = 0;
+
+    assert_int_equal(n[0].rc, -1);
+    assert_int_equal(n[1].rc, -1);
+    assert_non_null(strstr(n[1].err, " rows; node "));
+    assert_non_null(strstr(n[1].err, "overlap from "));
+    close_nodes(n, 2, 0);
 }
 
 
@@ -465,7 +500,8 @@ main(void)
         cmocka_unit_test(test_missing),
         cmocka_unit_test(test_differ),
         cmocka_unit_test(test_share),
-        cmocka_unit_test(test_same)
+        cmocka_unit_test(test_same),
+        cmocka_unit_test(test_micro)
     };
 
     make_experts();

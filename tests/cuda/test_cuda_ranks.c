@@ -392,7 +392,7 @@ compute(const way_t *way, result_t *out, rank_t *r, uint64_t *recorded,
 
     } else {
         assert_int_equal(ep_peer_open(ex, way->ranks, ROWS, TOP_K,
-                                      EXPERTS, HIDDEN, way->exact,
+                                      EXPERTS, HIDDEN, way->exact, 0,
                                       way->fault != NONE ? LIMIT : 120000,
                                       err), 0);
     }

@@ -447,7 +447,7 @@ be_alloc_counted(be_t *be, size_t size)
 
 
 static void
-activations(int mtp)
+activations(int mtp, int micro)
 {
     be_t                  *be;
     char                   err[ERR_LEN];
@@ -473,6 +473,7 @@ activations(int mtp)
     be->alloc = be_alloc_counted;
 
     assert_int_equal(ep_host_open(&ex, 1, 40, 8, 256, 0, err), 0);
+    ex->micro = micro ? 16 : 0;
     map = ep_map_open(model_config(model)->gate.experts, 1, 0, err);
     assert_non_null(map);
 
@@ -495,7 +496,8 @@ activations(int mtp)
 
     assert_true(weights >= be_alloc_sum);
     assert_int_equal(be_alloc_sum,
-                     model_plan_activations(model_config(model), 40, 12, mtp));
+                     model_plan_activations(model_config(model), 40, 12, mtp,
+                                            micro));
 
     be_alloc_sum = 0;
     model_rank_close(mr[1]);
@@ -512,8 +514,10 @@ test_activations(void **state)
 {
     (void) state;
 
-    activations(0);
-    activations(1);
+    activations(0, 0);
+    activations(1, 0);
+    activations(0, 1);
+    activations(1, 1);
 }
 
 

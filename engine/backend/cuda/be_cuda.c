@@ -33,6 +33,7 @@ static const be_t  cuda_table = {
     .sync = cuda_sync,
     .begin = be_cuda_begin,
     .end = be_cuda_end,
+    .part = be_cuda_part,
     .forget = be_cuda_forget,
     .weight = be_cuda_weight,
     .weight_t = be_cuda_weight_t,

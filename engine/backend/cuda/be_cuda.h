@@ -23,7 +23,8 @@
  *
  * Memory of activations is float32 as backend.h says.  Inputs of products are
  * made in scratch memory; what norm() gives is made there right away, and the
- * product that follows finds it (cuda->made).  What mla_query(), mla_attend()
+ * product that follows finds it (cuda->made).  Of two micro-batches each has its
+ * own, as one is sent while the other is computed.  What mla_query(), mla_attend()
  * and mla_value() give is BF16.
  *
  * A failure is kept (cuda->failed) and told by the next sync(), begin() or
@@ -90,6 +91,8 @@ struct be_kv_s {
 typedef enum {
     CUDA_ACT_H = 0,                  /* what norm() left for products */
     CUDA_ACT_H8,                     /* the same in FP8 */
+    CUDA_ACT_H_2,                    /* of the second micro-batch */
+    CUDA_ACT_H8_2,
     CUDA_ACT,                        /* inputs of a product */
     CUDA_ACT2,
     CUDA_UP,                         /* of an MLP: gate, */
@@ -104,8 +107,19 @@ typedef enum {
     CUDA_EXPAND,
     CUDA_PAIRS_PEER,                 /* pairs of several ranks */
     CUDA_PAIRS_Y,                    /* and what is made of them */
+    CUDA_PAIRS_PEER_2,               /* of the second micro-batch */
+    CUDA_PAIRS_Y_2,
     CUDA_SCRATCH_MAX
 } cuda_scratch_t;
+
+/* Whose BF16 or FP8 copy there is in CUDA_ACT_H or CUDA_ACT_H8. */
+
+typedef struct {
+    const float         *x;
+    uint32_t             rows;
+    uint32_t             dim;
+    cu_act_t             act[2];     /* by type */
+} cuda_made_t;
 
 /* A batch as the kernels see it, be_batch_t's `device`. */
 
@@ -119,6 +133,13 @@ typedef struct {
     cu_mla_group_t       expand[CUDA_EXPANDS];
     uint32_t             n_expand;
 } cuda_batch_t;
+
+typedef enum {
+    CUDA_ALL = 0,
+    CUDA_LAST,                       /* the rows that give logits */
+    CUDA_PART,                       /* the two micro-batches */
+    CUDA_BATCHES = CUDA_PART + 2
+} cuda_rows_t;
 
 /* How a step is done, and who is in its graph: be_cuda_record.c. */
 
@@ -150,6 +171,7 @@ typedef struct {
     uint32_t             last;
     uint32_t             max_rows;
     uint32_t             max_last;
+    uint32_t             micro;
     int                  some;
     uint64_t             drops;
 } cuda_ask_t;
@@ -161,6 +183,7 @@ typedef struct {
     uint32_t             rows;       /* 0: each its own, nothing is recorded */
     uint32_t             last;
     int                  some;
+    int                  split;      /* in two micro-batches */
 } cuda_say_t;
 
 typedef struct {
@@ -214,16 +237,13 @@ typedef struct {
     void                *scratch[CUDA_SCRATCH_MAX];
     size_t               scratch_size[CUDA_SCRATCH_MAX];
 
-    /* Whose BF16 or FP8 copy CUDA_ACT_H and CUDA_ACT_H8 hold. */
-    const float         *made;
-    uint32_t             made_rows;
-    uint32_t             made_dim;
-    cu_act_t             made_act[2];    /* by type */
+    uint32_t             part;       /* whose operations these are */
+    cuda_made_t          made[2];    /* of each part, the whole has the first */
     int                  fp8;        /* there are FP8 matrices */
 
     /* be_cuda_step.c */
     be_step_t           *step;
-    cuda_batch_t         batch[2];
+    cuda_batch_t         batch[CUDA_BATCHES];
     uint8_t             *host;       /* pinned */
     uint8_t             *dev;
     size_t               step_size;
@@ -232,6 +252,7 @@ typedef struct {
     uint32_t            *map;        /* [map_size] sequences to their index */
     uint32_t             map_size;
     atomic_int           forget;
+    uint64_t             splits;     /* steps in two micro-batches, so far */
     cudaEvent_t          copied;     /* `host` may be written again */
     cudaEvent_t          stepped;    /* the end of the last step */
     float               *freq;       /* of the rope, on the device */
@@ -322,6 +343,9 @@ void be_cuda_drop(be_cuda_t *cuda);
  */
 uint32_t be_cuda_bucket(uint32_t n, uint32_t max);
 
+/* Whose operations follow: 0, 1 or 2. */
+void be_cuda_part(be_t *be, uint32_t part);
+
 /* The batch on the device; outside of a step of a test's own making. */
 cuda_batch_t *be_cuda_batch(be_cuda_t *cuda, const be_batch_t *b);
 
@@ -407,6 +431,9 @@ void be_cuda_join(be_t *be, const float *a, const float *b, uint32_t rows,
 
 void be_cuda_draw(be_t *be, const float *logits, uint32_t rows,
     uint32_t vocab, const uint8_t *known, const be_draw_t *draw, int32_t *id);
+
+/* What norm() has left of the part at hand. */
+cuda_made_t *be_cuda_made(be_cuda_t *cuda);
 
 /* Memory that held a product's inputs has new content. */
 void be_cuda_wrote(be_cuda_t *cuda, const float *y);

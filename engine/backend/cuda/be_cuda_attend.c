@@ -111,7 +111,7 @@ be_cuda_attend_plan(be_cuda_t *cuda, cuda_batch_t *batch,
 
     /* a step that may be recorded is the same for other positions */
 
-    if (cuda->step->key == 0 || batch->b.rows > CUDA_RECORD_ROWS) {
+    if (cuda->step->key == 0) {
         n = attend_expand(cuda, batch, n);
     }
 

@@ -61,6 +61,7 @@ struct cuda_nccl_s {
     ncclComm_t           comm;       /* NULL: aborted */
     int                  ready;
     const char          *what;       /* the group at hand */
+    cudaStream_t         stream;
     ncclResult_t         rc;         /* its first failure */
 };
 
@@ -283,9 +284,10 @@ nccl_fine(cuda_nccl_t *n, const char *what, int64_t until)
 
 
 void
-be_cuda_nccl_begin(cuda_nccl_t *n, const char *what)
+be_cuda_nccl_begin(cuda_nccl_t *n, const char *what, cudaStream_t stream)
 {
     n->what = what;
+    n->stream = stream;
     n->rc = ncclSuccess;
 
     if (!n->ready) {
@@ -308,7 +310,7 @@ be_cuda_nccl_send(cuda_nccl_t *n, uint32_t rank, const void *data,
 {
     if (n->comm != NULL && n->rc == ncclSuccess) {
         nccl_note(n, n->call.send(data, size, ncclUint8, (int) rank, n->comm,
-                                  n->cuda->stream));
+                                  n->stream));
     }
 }
 
@@ -318,7 +320,7 @@ be_cuda_nccl_recv(cuda_nccl_t *n, uint32_t rank, void *data, size_t size)
 {
     if (n->comm != NULL && n->rc == ncclSuccess) {
         nccl_note(n, n->call.recv(data, size, ncclUint8, (int) rank, n->comm,
-                                  n->cuda->stream));
+                                  n->stream));
     }
 }
 
@@ -495,10 +497,11 @@ be_cuda_nccl_close(cuda_nccl_t *n)
 
 
 void
-be_cuda_nccl_begin(cuda_nccl_t *n, const char *what)
+be_cuda_nccl_begin(cuda_nccl_t *n, const char *what, cudaStream_t stream)
 {
     (void) n;
     (void) what;
+    (void) stream;
 }
 
 

@@ -27,11 +27,12 @@ cuda_nccl_t *be_cuda_nccl_open(be_cuda_t *cuda, const be_peer_options_t *opt,
 void be_cuda_nccl_close(cuda_nccl_t *n);
 
 /*
- * What is sent and received between begin and end goes at once, on the
- * backend's stream; both sides name the same sizes in the same order.  end is
+ * What is sent and received between begin and end goes at once, on `stream`,
+ * which the backend's own one waits for in the end; both sides name the same sizes in the same order.  end is
  * 0, or -1: failed, and nothing after begin matters.
  */
-void be_cuda_nccl_begin(cuda_nccl_t *n, const char *what);
+void be_cuda_nccl_begin(cuda_nccl_t *n, const char *what,
+    cudaStream_t stream);
 void be_cuda_nccl_send(cuda_nccl_t *n, uint32_t rank, const void *data,
     size_t size);
 void be_cuda_nccl_recv(cuda_nccl_t *n, uint32_t rank, void *data,

@@ -11,14 +11,26 @@
 
 static void ops_linear(be_cuda_t *cuda, const be_weight_t *w, const float *x,
     uint32_t rows, float *y, int add);
+static cuda_scratch_t ops_kept(const be_cuda_t *cuda, cu_mm_type_t type);
 static const uint32_t *ops_rows(be_cuda_t *cuda, const uint32_t *row);
+
+
+cuda_made_t *
+be_cuda_made(be_cuda_t *cuda)
+{
+    return &cuda->made[cuda->part == 2];
+}
 
 
 void
 be_cuda_wrote(be_cuda_t *cuda, const float *y)
 {
-    if (cuda->made == y) {
-        cuda->made = NULL;
+    uint32_t  i;
+
+    for (i = 0; i < 2; i++) {
+        if (cuda->made[i].x == y) {
+            cuda->made[i].x = NULL;
+        }
     }
 }
 
@@ -81,14 +93,15 @@ be_cuda_input(be_cuda_t *cuda, const float *x, uint32_t all, uint32_t row,
 {
     int             known;
     cu_src_t        src;
+    cuda_made_t    *made;
     cuda_scratch_t  use;
 
+    made = be_cuda_made(cuda);
     type = be_cuda_act_type(cuda, type);
-    known = (cuda->made == x && cuda->made_rows == all
-             && cuda->made_dim == dim);
+    known = (made->x == x && made->rows == all && made->dim == dim);
 
-    if (known && cuda->made_act[type].x != NULL) {
-        *act = cuda->made_act[type];
+    if (known && made->act[type].x != NULL) {
+        *act = made->act[type];
         act->x = (uint8_t *) act->x
                  + (size_t) row * act->ld * (type == CU_MM_FP8 ? 1 : 2);
         act->scale = (act->scale != NULL) ? act->scale + row : NULL;
@@ -96,7 +109,7 @@ be_cuda_input(be_cuda_t *cuda, const float *x, uint32_t all, uint32_t row,
     }
 
     known = known && rows == all;
-    use = !known ? CUDA_ACT : (type == CU_MM_FP8) ? CUDA_ACT_H8 : CUDA_ACT_H;
+    use = known ? ops_kept(cuda, type) : CUDA_ACT;
 
     if (be_cuda_act(cuda, use, type, rows, dim, act) != 0) {
         return -1;
@@ -113,10 +126,23 @@ be_cuda_input(be_cuda_t *cuda, const float *x, uint32_t all, uint32_t row,
     }
 
     if (known) {
-        cuda->made_act[type] = *act;
+        made->act[type] = *act;
     }
 
     return 0;
+}
+
+
+/* Where what norm() gives is made. */
+
+static cuda_scratch_t
+ops_kept(const be_cuda_t *cuda, cu_mm_type_t type)
+{
+    if (cuda->part == 2) {
+        return (type == CU_MM_FP8) ? CUDA_ACT_H8_2 : CUDA_ACT_H_2;
+    }
+
+    return (type == CU_MM_FP8) ? CUDA_ACT_H8 : CUDA_ACT_H;
 }
 
 
@@ -175,17 +201,18 @@ be_cuda_norm(be_t *be, const float *w, float eps, const float *x,
     uint32_t rows, uint32_t dim, float *y)
 {
     be_cuda_t     *cuda;
+    cuda_made_t   *made;
     cu_mm_type_t   type;
 
     cuda = (be_cuda_t *) be;
+    made = be_cuda_made(cuda);
 
     if (cuda->failed || rows == 0) {
         return;
     }
 
     type = cuda->fp8 ? CU_MM_FP8 : CU_MM_BF16;
-    memset(cuda->made_act, 0, sizeof(cuda->made_act));
-    cuda->made = NULL;
+    memset(made, 0, sizeof(cuda_made_t));
 
     if (dim > CU_NORM_MAX) {
         be_cuda_fail(cuda, "a norm of %u elements: %u are possible", dim,
@@ -193,20 +220,20 @@ be_cuda_norm(be_t *be, const float *w, float eps, const float *x,
         return;
     }
 
-    if (be_cuda_act(cuda, cuda->fp8 ? CUDA_ACT_H8 : CUDA_ACT_H, type, rows,
-                    dim, &cuda->made_act[type])
+    if (be_cuda_act(cuda, ops_kept(cuda, type), type, rows, dim,
+                    &made->act[type])
         != 0
         || be_cuda_check(cuda, cu_norm(w, eps, x, rows, dim, y,
-                                       &cuda->made_act[type], cuda->stream),
+                                       &made->act[type], cuda->stream),
                          "norm")
            != 0)
     {
         return;
     }
 
-    cuda->made = y;
-    cuda->made_rows = rows;
-    cuda->made_dim = dim;
+    made->x = y;
+    made->rows = rows;
+    made->dim = dim;
 }
 
 
@@ -381,6 +408,7 @@ be_cuda_mla_value(be_t *be, const be_mla_t *mla, const be_weight_t *w_uv,
     cu_mm_t              p;
     uint32_t             i, row, stride;
     be_cuda_t           *cuda;
+    cuda_made_t         *made;
     const cuda_batch_t  *batch;
 
     cuda = (be_cuda_t *) be;
@@ -426,12 +454,14 @@ be_cuda_mla_value(be_t *be, const be_mla_t *mla, const be_weight_t *w_uv,
         return;
     }
 
-    memset(cuda->made_act, 0, sizeof(cuda->made_act));
-    cuda->made = o;
-    cuda->made_rows = rows;
-    cuda->made_dim = mla->heads * mla->v;
-    cuda->made_act[CU_MM_BF16].x = o;
-    cuda->made_act[CU_MM_BF16].ld = mla->heads * mla->v;
+    made = be_cuda_made(cuda);
+    memset(made, 0, sizeof(cuda_made_t));
+
+    made->x = o;
+    made->rows = rows;
+    made->dim = mla->heads * mla->v;
+    made->act[CU_MM_BF16].x = o;
+    made->act[CU_MM_BF16].ld = mla->heads * mla->v;
 }
 
 

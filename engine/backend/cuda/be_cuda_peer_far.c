@@ -48,15 +48,15 @@ be_cuda_far_memory(be_peer_t *p, char *err)
         }
 
         if (rc == 0) {
-            rc = cudaMalloc((void **) &f->rows, sizeof(uint32_t));
+            rc = cudaMalloc((void **) &f->rows, 2 * sizeof(uint32_t));
         }
 
         if (rc == 0) {
-            rc = cudaMalloc(&f->out, pairs);
+            rc = cudaMalloc((void **) &f->out, pairs);
         }
 
         if (rc == 0) {
-            rc = cudaMalloc(&f->box, pairs);
+            rc = cudaMalloc((void **) &f->box, pairs);
         }
 
         /* all is sent, also what no row has filled */
@@ -127,15 +127,18 @@ peer_pair_size(const be_peer_t *p)
 void
 be_cuda_far_send(be_peer_t *p)
 {
-    size_t       x, scale, slot, at;
-    uint32_t     i;
+    size_t       x, scale, slot, at, base, most;
+    uint32_t     i, part;
     peer_far_t  *f;
 
-    x = (size_t) p->e.most * p->e.row_bytes;
-    scale = (size_t) p->e.most * p->e.groups * sizeof(float);
-    slot = (size_t) p->e.most * p->e.top_k * sizeof(int32_t);
+    part = (p->cuda->part == 2);
+    base = be_peer_base(p);
+    most = p->part[part].e.most;
+    x = most * p->e.row_bytes;
+    scale = most * p->e.groups * sizeof(float);
+    slot = most * p->e.top_k * sizeof(int32_t);
 
-    be_cuda_nccl_begin(p->nccl, "dispatch");
+    be_cuda_nccl_begin(p->nccl, "dispatch", be_peer_stream(p));
 
     for (i = 0; i < p->opt.ranks; i++) {
 
@@ -144,22 +147,24 @@ be_cuda_far_send(be_peer_t *p)
         }
 
         f = &p->far[i];
-        at = (size_t) i * p->e.max_rows;
+        at = (size_t) i * p->e.max_rows + base;
 
-        be_cuda_nccl_send(p->nccl, i, f->rows, sizeof(uint32_t));
-        be_cuda_nccl_recv(p->nccl, i, p->rows + i, sizeof(uint32_t));
+        be_cuda_nccl_send(p->nccl, i, f->rows + part, sizeof(uint32_t));
+        be_cuda_nccl_recv(p->nccl, i, p->rows + part * p->opt.ranks + i,
+                          sizeof(uint32_t));
 
-        if (p->e.most == 0) {
+        if (most == 0) {
             continue;
         }
 
-        be_cuda_nccl_send(p->nccl, i, f->slot, slot);
+        be_cuda_nccl_send(p->nccl, i, f->slot + base * p->e.top_k, slot);
         be_cuda_nccl_recv(p->nccl, i, p->slot + at * p->e.top_k, slot);
-        be_cuda_nccl_send(p->nccl, i, f->x, x);
+        be_cuda_nccl_send(p->nccl, i, f->x + base * p->e.row_bytes, x);
         be_cuda_nccl_recv(p->nccl, i, p->x + at * p->e.row_bytes, x);
 
         if (p->e.groups > 0) {
-            be_cuda_nccl_send(p->nccl, i, f->scale, scale);
+            be_cuda_nccl_send(p->nccl, i, f->scale + base * p->e.groups,
+                              scale);
             be_cuda_nccl_recv(p->nccl, i, p->scale + at * p->e.groups, scale);
         }
     }
@@ -171,21 +176,22 @@ be_cuda_far_send(be_peer_t *p)
 void
 be_cuda_far_return(be_peer_t *p)
 {
-    size_t    size;
+    size_t    size, at;
     uint32_t  i;
 
-    size = (size_t) p->e.most * p->e.top_k * peer_pair_size(p);
+    size = (size_t) be_peer_part(p)->e.most * p->e.top_k * peer_pair_size(p);
+    at = be_peer_base(p) * p->e.top_k * peer_pair_size(p);
 
     if (size == 0) {
         return;
     }
 
-    be_cuda_nccl_begin(p->nccl, "combine");
+    be_cuda_nccl_begin(p->nccl, "combine", be_peer_stream(p));
 
     for (i = 0; i < p->opt.ranks; i++) {
         if (be_peer_is_far(p, i)) {
-            be_cuda_nccl_send(p->nccl, i, p->far[i].out, size);
-            be_cuda_nccl_recv(p->nccl, i, p->far[i].box, size);
+            be_cuda_nccl_send(p->nccl, i, p->far[i].out + at, size);
+            be_cuda_nccl_recv(p->nccl, i, p->far[i].box + at, size);
         }
     }
 
@@ -196,16 +202,18 @@ be_cuda_far_return(be_peer_t *p)
 int
 be_cuda_far_home(be_peer_t *p, const be_peer_send_t *send)
 {
+    size_t              at;
     uint32_t            i;
     cu_exchange_home_t  h;
 
     memset(&h, 0, sizeof(h));
-    h.inbox = p->inbox;
+    at = be_peer_base(p) * p->opt.top_k;
+    h.inbox = p->opt.exact ? NULL : p->inbox + at * p->opt.hidden;
 
     for (i = 0; i < p->opt.ranks; i++) {
         if (be_peer_is_far(p, i)) {
-            h.slot[i] = p->far[i].slot;
-            h.box[i] = p->far[i].box;
+            h.slot[i] = p->far[i].slot + at;
+            h.box[i] = p->far[i].box + at * peer_pair_size(p);
         }
     }
 

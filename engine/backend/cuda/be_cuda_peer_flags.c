@@ -83,7 +83,7 @@ be_cuda_flags_meet(be_peer_t *p)
     f.late = p->late;
     f.limit = (uint64_t) p->opt.timeout_ms * 1000000;
 
-    (void) be_cuda_check(p->cuda, cu_flags_meet(&f, p->cuda->stream),
+    (void) be_cuda_check(p->cuda, cu_flags_meet(&f, be_peer_stream(p)),
                          "other ranks");
 }
 

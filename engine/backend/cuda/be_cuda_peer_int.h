@@ -34,28 +34,16 @@ typedef struct {
     void                *box;        /* its own to this rank's */
 } peer_far_t;
 
-struct be_peer_s {
-    be_cuda_t          *cuda;
-    be_peer_options_t   opt;
-    cu_exchange_t       e;
-    cu_mm_type_t        type;
+/* What each of two micro-batches has of its own, the whole step the first. */
 
-    uint8_t            *x;           /* as cu_exchange.h has them */
-    float              *scale;
-    int32_t            *slot;
-    uint32_t           *rows;
-    uint16_t           *inbox;
-
-    cudaEvent_t         sent;
+typedef struct {
+    cudaEvent_t         sent;        /* for the other ranks */
     cudaEvent_t         returned;
-    peer_place_t       *places;
-    uint32_t           *flags;       /* in recorded steps: cu_flags.h */
-    uint32_t           *late;        /* the same, of the host, pinned */
-
-    cuda_nccl_t        *nccl;        /* NULL: all are of this process */
-    peer_far_t          far[BE_PEERS_MAX];
+    cudaEvent_t         ready;       /* from the rank's stream to `beside` */
+    cudaEvent_t         done;        /* and back */
 
     /* of the layer at hand */
+    cu_exchange_t       e;
     uint32_t            slots;
     uint32_t            max;         /* pairs here, at most */
     uint32_t           *offset;
@@ -63,7 +51,56 @@ struct be_peer_s {
     uint16_t           *stage;       /* [max][hidden]; NULL: exact */
     float              *home;        /* contributions to this are in inbox */
     uint32_t            home_pairs;
+} peer_part_t;
+
+struct be_peer_s {
+    be_cuda_t          *cuda;
+    be_peer_options_t   opt;
+    cu_exchange_t       e;
+    cu_mm_type_t        type;
+    cudaStream_t        beside;      /* where micro-batches are exchanged */
+
+    uint8_t            *x;           /* as cu_exchange.h has them */
+    float              *scale;
+    int32_t            *slot;
+    uint32_t           *rows;        /* [2][ranks], by part */
+    uint16_t           *inbox;
+
+    peer_part_t         part[2];
+    peer_place_t       *places;
+    uint32_t           *flags;       /* in recorded steps: cu_flags.h */
+    uint32_t           *late;        /* the same, of the host, pinned */
+
+    cuda_nccl_t        *nccl;        /* NULL: all are of this process */
+    peer_far_t          far[BE_PEERS_MAX];
 };
+
+
+/* Of the part at hand: its own, */
+
+static inline peer_part_t *
+be_peer_part(be_peer_t *p)
+{
+    return &p->part[p->cuda->part == 2];
+}
+
+
+/* where its exchange goes, */
+
+static inline cudaStream_t
+be_peer_stream(const be_peer_t *p)
+{
+    return p->cuda->part != 0 ? p->beside : p->cuda->stream;
+}
+
+
+/* and the first of its rows in memory that has max_rows of each rank. */
+
+static inline size_t
+be_peer_base(const be_peer_t *p)
+{
+    return p->cuda->part == 2 ? (p->opt.max_rows + 1) / 2 : 0;
+}
 
 
 /* Not of this process. */
@@ -77,8 +114,9 @@ be_peer_is_far(const be_peer_t *p, uint32_t rank)
 
 
 /*
- * be_cuda_peer_flags.c: memory, 0 or a cudaError_t; queues that this rank has
- * come and waits until all have; where the device says that it waits no more.
+ * be_cuda_peer_flags.c: memory, 0 or a cudaError_t; queues, where the part at
+ * hand is exchanged, that this rank has come and waits until all have; where
+ * the device says that it waits no more.
  */
 int be_cuda_flags_open(be_peer_t *p);
 void be_cuda_flags_close(be_peer_t *p);

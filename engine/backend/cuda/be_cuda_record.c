@@ -13,10 +13,12 @@
  * step, and replayed by all or none.
  *
  *     apart     each rank has its own device, graph and stream; the graphs wait
- *               for each other by flags (cu_flags.h)
+ *               for each other by flags (cu_flags.h); two micro-batches are two
+ *               branches of the graph
  *     shared    all are on one device, where a kernel that waits for another
  *               rank's could keep it from running: one graph has the operations
- *               of all, which the last thread that ends the step launches
+ *               of all, which the last thread that ends the step launches; not
+ *               of a step in two micro-batches
  *     never     some ranks share a device and others do not, ranks of other
  *               nodes, or no limit to a wait: events and meetings, as before
  *
@@ -84,6 +86,7 @@ be_cuda_agree(be_cuda_t *cuda, const be_step_t *step, char *err)
     ask->last = step->last.n_rows;
     ask->max_rows = step->max_rows;
     ask->max_last = step->max_last;
+    ask->micro = step->micro;
     ask->some = step->some;
     ask->drops = cuda->drops;
 
@@ -105,6 +108,7 @@ record_agreed(void *arg, char *err)
     uint32_t       i, n;
     be_cuda_t     *all[BE_PEERS_MAX];
     cuda_ask_t     ask;
+    cuda_say_t    *say;
     cuda_group_t   group;
 
     n = be_cuda_peer_all(arg, all, &group);
@@ -130,15 +134,28 @@ record_agreed(void *arg, char *err)
         }
     }
 
-    memset(&all[0]->say, 0, sizeof(cuda_say_t));
-    all[0]->say.group = group;
+    say = &all[0]->say;
+    memset(say, 0, sizeof(cuda_say_t));
+    say->group = group;
+    say->split = (ask.micro != 0 && ask.rows >= ask.micro);
 
-    if (ask.key != 0 && ask.rows > 0 && group != CUDA_NEVER) {
+    /* what is cut where ranks meet has nothing to run beside */
+
+    if (ask.key != 0 && ask.rows > 0 && group != CUDA_NEVER
+        && (group != CUDA_SHARED || !say->split))
+    {
         record_choose(all[0], &ask);
+
+        /* steps of one key are alike */
+
+        if (say->rows != 0) {
+            say->split = (ask.micro != 0 && say->rows >= ask.micro
+                          && group != CUDA_SHARED);
+        }
     }
 
     for (i = 1; i < n; i++) {
-        all[i]->say = all[0]->say;
+        all[i]->say = *say;
     }
 
     return 0;

@@ -8,12 +8,15 @@
  *     row id pos seq    L each, of the rows that give logits
  *     from              R, of drafts
  *     at first          R each, of the sequences in the order of their rows
- *     attend            plans of both, see be_cuda_attend.c
+ *     attend            plans, see be_cuda_attend.c: of all rows, or of each
+ *                       micro-batch, and of the rows that give logits
  *     table             the sequences' KV blocks
  *
  * so that places depend on R and L alone.  A step that may be recorded
  * (be_cuda_record.c) is padded to one of few sizes; rows of padding have the
  * position CU_NO_ROW and touch neither cache nor experts.
+ *
+ * Micro-batches are halves of all rows, at the same places.
  */
 
 #include <stdio.h>
@@ -35,7 +38,7 @@ typedef struct {
     size_t    from;
     size_t    at;
     size_t    first;
-    size_t    attend[2];
+    size_t    attend[CUDA_BATCHES];
     size_t    table;
     size_t    end;
 } step_place_t;
@@ -45,9 +48,12 @@ static int step_sequences(be_cuda_t *cuda, const be_batch_t *b,
     uint32_t *blocks);
 static int step_grow(be_cuda_t *cuda, const be_step_t *step, uint32_t blocks);
 static void step_places(const be_cuda_t *cuda, step_place_t *p, uint32_t rows,
-    uint32_t last, uint32_t blocks);
+    uint32_t last, uint32_t blocks, int split);
+static void step_parts(be_cuda_t *cuda, be_step_t *step, uint32_t rows);
 static int step_fill(be_cuda_t *cuda, const be_step_t *step,
     const step_place_t *p, uint32_t rows, uint32_t last);
+static int step_plan(be_cuda_t *cuda, cuda_rows_t which, const be_batch_t *b,
+    const step_place_t *p);
 static int step_room(be_cuda_t *cuda, size_t size);
 static void step_rows(uint32_t *to, uint32_t rows, const be_batch_t *b,
     const uint32_t *map);
@@ -55,6 +61,7 @@ static void step_tables(be_cuda_t *cuda, const be_batch_t *b, uint32_t *at,
     uint32_t *first, int32_t *table);
 static void step_batch(be_cuda_t *cuda, cuda_batch_t *batch,
     const step_place_t *p, size_t rows_at, uint32_t rows);
+static void step_halve(be_cuda_t *cuda);
 
 
 int
@@ -79,7 +86,10 @@ be_cuda_begin(be_t *be, be_step_t *step, char *err)
     }
 
     cuda->step = step;
-    cuda->made = NULL;
+    cuda->part = 0;
+    memset(cuda->made, 0, sizeof(cuda->made));
+
+    step->split = (step->micro != 0 && step->most >= step->micro);
 
     if (step->all.n_rows == 0 && step->key == 0) {
         return 0;
@@ -107,11 +117,15 @@ be_cuda_begin(be_t *be, be_step_t *step, char *err)
         step->key = 0;
     }
 
+    step->split |= cuda->say.split;
+
     if (rows == 0) {
         return 0;
     }
 
-    step_places(cuda, &p, rows, last, blocks);
+    cuda->splits += step->split;
+    step_places(cuda, &p, rows, last, blocks, step->split);
+    step_parts(cuda, step, rows);
 
     if (step_room(cuda, p.end * STEP_WORD) != 0
         || step_fill(cuda, step, &p, rows, last) != 0)
@@ -130,9 +144,9 @@ be_cuda_begin(be_t *be, be_step_t *step, char *err)
     }
 
     step->all.n_rows = rows;
-    step->all.device = &cuda->batch[0];
     step->last.n_rows = last;
-    step->last.device = &cuda->batch[1];
+    step->part[0].n_rows = (rows + 1) / 2;
+    step->part[1].n_rows = rows / 2;
 
     if (cuda->say.how == CUDA_PLAIN) {
         return 0;
@@ -273,26 +287,66 @@ step_grow(be_cuda_t *cuda, const be_step_t *step, uint32_t blocks)
     }
 
     most = most < CUDA_RECORD_ROWS ? most : CUDA_RECORD_ROWS;
-    step_places(cuda, &p, most, most, blocks);
+    step_places(cuda, &p, most, most, blocks, step->micro != 0);
 
     return step_room(cuda, p.end * STEP_WORD);
 }
 
 
+/* In two halves a plan takes no less room than as one. */
+
 static void
 step_places(const be_cuda_t *cuda, step_place_t *p, uint32_t rows,
-    uint32_t last, uint32_t blocks)
+    uint32_t last, uint32_t blocks, int split)
 {
+    size_t  half;
+
+    half = split ? be_cuda_attend_words(cuda, rows / 2) : 0;
+
     p->all = 0;
     p->row = 3 * (size_t) rows;
     p->last = p->row + last;
     p->from = p->last + 3 * (size_t) last;
     p->at = p->from + rows;
     p->first = p->at + rows;
-    p->attend[0] = p->first + rows;
-    p->attend[1] = p->attend[0] + be_cuda_attend_words(cuda, rows);
-    p->table = p->attend[1] + be_cuda_attend_words(cuda, last);
+    p->attend[CUDA_ALL] = p->first + rows;
+    p->attend[CUDA_PART] = p->attend[CUDA_ALL];
+    p->attend[CUDA_PART + 1] = p->attend[CUDA_ALL]
+                               + be_cuda_attend_words(cuda, split
+                                                      ? (rows + 1) / 2 : rows);
+    p->attend[CUDA_LAST] = p->attend[CUDA_PART + 1] + half;
+    p->table = p->attend[CUDA_LAST] + be_cuda_attend_words(cuda, last);
     p->end = p->table + blocks;
+}
+
+
+/* What is theirs of the rows, without padding. */
+
+static void
+step_parts(be_cuda_t *cuda, be_step_t *step, uint32_t rows)
+{
+    uint32_t     first, n;
+    be_batch_t  *b;
+
+    n = step->all.n_rows;
+    first = (rows + 1) / 2;
+    b = step->part;
+
+    b[0] = step->all;
+    b[1] = step->all;
+    b[0].n_rows = (n < first) ? n : first;
+    b[1].n_rows = n - b[0].n_rows;
+
+    if (b[1].n_rows > 0) {
+        b[1].id += first;
+        b[1].pos += first;
+        b[1].seq += first;
+    }
+
+    step->all.device = &cuda->batch[CUDA_ALL];
+    step->last.device = &cuda->batch[CUDA_LAST];
+    b[0].device = &cuda->batch[CUDA_PART];
+    b[1].device = &cuda->batch[CUDA_PART + 1];
 }
 
 
@@ -313,7 +367,7 @@ step_fill(be_cuda_t *cuda, const be_step_t *step, const step_place_t *p,
     }
 
     host = (uint32_t *) (void *) cuda->host;
-    memset(host, 0, p->attend[0] * STEP_WORD);
+    memset(host, 0, p->attend[CUDA_ALL] * STEP_WORD);
 
     step_rows(host + p->all, rows, &step->all, cuda->map);
     step_rows(host + p->last, last, &step->last, cuda->map);
@@ -329,19 +383,17 @@ step_fill(be_cuda_t *cuda, const be_step_t *step, const step_place_t *p,
     step_tables(cuda, &step->all, host + p->at, host + p->first,
                 (int32_t *) host + p->table);
 
-    step_batch(cuda, &cuda->batch[0], p, p->all, rows);
-    step_batch(cuda, &cuda->batch[1], p, p->last, last);
+    step_batch(cuda, &cuda->batch[CUDA_ALL], p, p->all, rows);
+    step_batch(cuda, &cuda->batch[CUDA_LAST], p, p->last, last);
+    step_halve(cuda);
 
     dev = (const uint32_t *) (const void *) cuda->dev;
 
-    if (be_cuda_attend_plan(cuda, &cuda->batch[0], &step->all, host + p->at,
-                            host + p->first, host + p->attend[0],
-                            dev + p->attend[0])
-        != 0
-        || be_cuda_attend_plan(cuda, &cuda->batch[1], &step->last,
-                               host + p->at, host + p->first,
-                               host + p->attend[1], dev + p->attend[1])
-           != 0)
+    if ((step->split
+         ? step_plan(cuda, CUDA_PART, &step->part[0], p) != 0
+           || step_plan(cuda, CUDA_PART + 1, &step->part[1], p) != 0
+         : step_plan(cuda, CUDA_ALL, &step->all, p) != 0)
+        || step_plan(cuda, CUDA_LAST, &step->last, p) != 0)
     {
         return -1;
     }
@@ -360,6 +412,22 @@ step_fill(be_cuda_t *cuda, const be_step_t *step, const step_place_t *p,
 
     return be_cuda_check(cuda, cudaEventRecord(cuda->copied, cuda->stream),
                          "rows of a step");
+}
+
+
+static int
+step_plan(be_cuda_t *cuda, cuda_rows_t which, const be_batch_t *b,
+    const step_place_t *p)
+{
+    uint32_t        *host;
+    const uint32_t  *dev;
+
+    host = (uint32_t *) (void *) cuda->host;
+    dev = (const uint32_t *) (const void *) cuda->dev;
+
+    return be_cuda_attend_plan(cuda, &cuda->batch[which], b, host + p->at,
+                               host + p->first, host + p->attend[which],
+                               dev + p->attend[which]);
 }
 
 
@@ -465,6 +533,36 @@ step_batch(be_cuda_t *cuda, cuda_batch_t *batch, const step_place_t *p,
     batch->b.rows = rows;
     batch->work.unit = NULL;
     batch->rope_made = 0;
+    batch->n_expand = 0;
+}
+
+
+/* The micro-batches, of all rows. */
+
+static void
+step_halve(be_cuda_t *cuda)
+{
+    uint32_t       first;
+    cuda_batch_t  *b;
+
+    b = cuda->batch;
+    first = (b[CUDA_ALL].b.rows + 1) / 2;
+
+    b[CUDA_PART] = b[CUDA_ALL];
+    b[CUDA_PART].b.rows = first;
+
+    b[CUDA_PART + 1] = b[CUDA_ALL];
+    b[CUDA_PART + 1].b.id += first;
+    b[CUDA_PART + 1].b.pos += first;
+    b[CUDA_PART + 1].b.seq += first;
+    b[CUDA_PART + 1].b.rows -= first;
+}
+
+
+void
+be_cuda_part(be_t *be, uint32_t part)
+{
+    ((be_cuda_t *) be)->part = part;
 }
 
 
@@ -484,7 +582,7 @@ be_cuda_rope(be_cuda_t *cuda, cuda_batch_t *b, const be_rope_t *rope)
 {
     int       rc;
     float    *room, *freq;
-    size_t    half, most;
+    size_t    half, most, first;
 
     half = rope->dim / 2 * sizeof(float);
 
@@ -529,17 +627,22 @@ be_cuda_rope(be_cuda_t *cuda, cuda_batch_t *b, const be_rope_t *rope)
         }
     }
 
-    /* all rows, then those that give logits */
+    /* all rows, or in two halves, then those that give logits */
 
-    most = (size_t) cuda->batch[0].b.rows * rope->dim;
+    most = (size_t) cuda->batch[CUDA_ALL].b.rows * rope->dim;
+    first = (size_t) cuda->batch[CUDA_PART].b.rows * rope->dim;
+    first = (first + 63) / 64 * 64;
     room = be_cuda_scratch(cuda, CUDA_ROPE,
-                           2 * (most + 64) * sizeof(float));
+                           (2 * most + 3 * 64) * sizeof(float));
 
     if (room == NULL) {
         return NULL;
     }
 
-    b->rope = (b == &cuda->batch[0]) ? room : room + (most + 63) / 64 * 64;
+    b->rope = (b == &cuda->batch[CUDA_LAST]) ? room + first
+                                               + (most + 63) / 64 * 64
+              : (b == &cuda->batch[CUDA_PART + 1]) ? room + first
+              : room;
 
     if (!b->rope_made) {
         rc = cu_rope_table(&b->b, cuda->freq, rope->dim, rope->mscale,

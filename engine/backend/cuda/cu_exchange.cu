@@ -4,33 +4,59 @@
 
 
 #define EX_THREADS  256
-#define EX_COPY     128              /* of a block that copies a row */
+#define EX_COPY     128              /* threads that copy a row */
+#define EX_ROWS     8                /* at once, of a large block */
 
 
-/* A block for a row and a rank that it may go to. */
+/* What the threads of a row do, and how many rows the others take on. */
 
-static __global__ void
-exchange_send(cu_exchange_t e, cu_peers_t to, cu_exchange_send_t s)
+static __device__ __forceinline__ uint32_t
+exchange_item(void)
+{
+    return blockIdx.x * (blockDim.x / EX_COPY) + threadIdx.x / EX_COPY;
+}
+
+
+static __device__ __forceinline__ uint32_t
+exchange_items(void)
+{
+    return gridDim.x * (blockDim.x / EX_COPY);
+}
+
+
+/* A launch for `n` rows; with e->blocks no more of them, in large ones. */
+
+static dim3
+exchange_grid(const cu_exchange_t *e, uint32_t n)
+{
+    uint32_t  most;
+
+    most = (n + EX_ROWS - 1) / EX_ROWS;
+
+    return dim3(e->blocks == 0 ? n : most < e->blocks ? most : e->blocks);
+}
+
+
+static dim3
+exchange_block(const cu_exchange_t *e)
+{
+    return dim3(e->blocks == 0 ? EX_COPY : EX_COPY * EX_ROWS);
+}
+
+
+/* A row to a rank that it may go to. */
+
+static __device__ void
+exchange_send_row(const cu_exchange_t &e, const cu_peers_t &to,
+    const cu_exchange_send_t &s, uint32_t row, uint32_t d)
 {
     int           wanted, real, slot;
     size_t        at, there;
-    uint32_t      d, i, k, n, h, expert, row;
+    uint32_t      i, k, n, h, lane, expert;
     uint4        *y;
     const uint4  *x;
 
-    cu_begin();
-
-    row = blockIdx.x;
-    d = blockIdx.y;
-
-    if (row == 0 && threadIdx.x == 0) {
-        to.rows[d][to.from[d]] = s.rows;
-    }
-
-    if (row >= s.rows) {
-        return;
-    }
-
+    lane = threadIdx.x % EX_COPY;
     at = (size_t) e.rank * e.max_rows + row;
     there = (size_t) to.from[d] * e.max_rows + row;
     real = (s.pos == NULL || s.pos[row] != CU_NO_ROW);
@@ -45,7 +71,7 @@ exchange_send(cu_exchange_t e, cu_peers_t to, cu_exchange_send_t s)
         slot = (real && s.home[h] == d) ? (int) s.slot[h] : -1;
         wanted |= (slot >= 0);
 
-        if (threadIdx.x == k) {
+        if (lane == k) {
             to.slot[d][there * e.top_k + k] = slot;
 
             if (d == 0 && real && s.load != NULL) {
@@ -62,13 +88,30 @@ exchange_send(cu_exchange_t e, cu_peers_t to, cu_exchange_send_t s)
                          + (size_t) row * e.row_bytes);
     y = (uint4 *) (to.x[d] + there * e.row_bytes);
 
-    for (i = threadIdx.x; i < e.row_bytes / 16; i += EX_COPY) {
+    for (i = lane; i < e.row_bytes / 16; i += EX_COPY) {
         y[i] = x[i];
     }
 
-    for (i = threadIdx.x; i < e.groups; i += EX_COPY) {
+    for (i = lane; i < e.groups; i += EX_COPY) {
         to.scale[d][there * e.groups + i] =
             s.act.scale[(size_t) i * s.act.ld_scale + row];
+    }
+}
+
+
+static __global__ void __launch_bounds__(EX_COPY * EX_ROWS)
+exchange_send(cu_exchange_t e, cu_peers_t to, cu_exchange_send_t s)
+{
+    uint32_t  i;
+
+    cu_begin();
+
+    if (blockIdx.x == 0 && threadIdx.x < e.ranks) {
+        to.rows[threadIdx.x][to.from[threadIdx.x]] = s.rows;
+    }
+
+    for (i = exchange_item(); i < s.rows * e.ranks; i += exchange_items()) {
+        exchange_send_row(e, to, s, i % s.rows, i / s.rows);
     }
 }
 
@@ -77,8 +120,12 @@ int
 cu_exchange_send(const cu_exchange_t *e, const cu_peers_t *to,
     const cu_exchange_send_t *s, void *stream)
 {
-    return CU_LAUNCH(exchange_send, dim3(s->rows > 0 ? s->rows : 1, e->ranks),
-                     dim3(EX_COPY), 0, (cudaStream_t) stream, *e, *to, *s);
+    uint32_t  n;
+
+    n = (s->rows > 0) ? s->rows * e->ranks : 1;
+
+    return CU_LAUNCH(exchange_send, exchange_grid(e, n), exchange_block(e), 0,
+                     (cudaStream_t) stream, *e, *to, *s);
 }
 
 
@@ -246,33 +293,33 @@ cu_exchange_take(const cu_exchange_t *e, const uint8_t *x, const float *scale,
 }
 
 
-static __global__ void
+static __global__ void __launch_bounds__(EX_COPY * EX_ROWS)
 exchange_return(cu_exchange_t e, const uint16_t *stage, uint16_t *const *to,
     const uint32_t *n)
 {
-    uint32_t         i;
+    uint32_t         i, p, lane;
     uint16_t        *y;
     const uint16_t  *x;
 
     cu_begin();
 
-    if (blockIdx.x >= *n) {
-        return;
-    }
+    lane = threadIdx.x % EX_COPY;
 
-    x = stage + (size_t) blockIdx.x * e.hidden;
-    y = to[blockIdx.x];
+    for (p = exchange_item(); p < *n; p += exchange_items()) {
+        x = stage + (size_t) p * e.hidden;
+        y = to[p];
 
-    if (e.hidden % 8 != 0) {
-        for (i = threadIdx.x; i < e.hidden; i += EX_COPY) {
-            y[i] = x[i];
+        if (e.hidden % 8 != 0) {
+            for (i = lane; i < e.hidden; i += EX_COPY) {
+                y[i] = x[i];
+            }
+
+            continue;
         }
 
-        return;
-    }
-
-    for (i = threadIdx.x * 8; i < e.hidden; i += EX_COPY * 8) {
-        *(uint4 *) (y + i) = *(const uint4 *) (x + i);
+        for (i = lane * 8; i < e.hidden; i += EX_COPY * 8) {
+            *(uint4 *) (y + i) = *(const uint4 *) (x + i);
+        }
     }
 }
 
@@ -285,8 +332,9 @@ cu_exchange_return(const cu_exchange_t *e, const uint16_t *stage,
         return 0;
     }
 
-    return CU_LAUNCH(exchange_return, dim3(max), dim3(EX_COPY), 0,
-                     (cudaStream_t) stream, *e, stage, to, n);
+    return CU_LAUNCH(exchange_return, exchange_grid(e, max),
+                     exchange_block(e), 0, (cudaStream_t) stream, *e, stage,
+                     to, n);
 }
 
 

@@ -57,6 +57,8 @@ typedef struct {
     uint32_t  hidden;
     uint32_t  row_bytes;             /* of a row in x, a multiple of 16 */
     uint32_t  groups;                /* scales of a row, 0: BF16 */
+    uint32_t  blocks;                /* of a copy to others, large ones, 0: as
+                                        many as there are rows, small ones */
 } cu_exchange_t;
 
 

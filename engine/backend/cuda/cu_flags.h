@@ -31,6 +31,12 @@
  *                        is overwritten with the next number was either read or
  *                        is waited for, and the next number serves as well.
  *
+ * Of a step in two micro-batches both parts' meetings are one sequence, on the
+ * stream beside, in the order of what they follow: dispatch of 1, of 2, combine
+ * of 1, of 2.  Each part has rows of its own in that memory, and the rank's
+ * stream waits for both meetings of a part before that part's next dispatch:
+ * so what was said holds for each, with its own four in place of 2i, 2i + 1.
+ *
  * The same holds from step to step, recorded or not: those that are not wait by
  * events at the same places, and the end of a step is behind its last meeting.
  *

@@ -276,6 +276,9 @@ nccl_run(std::shared_ptr<member_t> m, std::vector<emu_piece_t> pieces)
             + nccl_move(m->w.get(), &pieces, 1)
             == 0)
         {
+            /* devices go on whether or not anybody waits for them */
+
+            emu_kick();
             nanosleep(&ts, NULL);
         }
     }
