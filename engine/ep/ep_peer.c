@@ -1,16 +1,16 @@
 /*
  * The exchange between ranks of one process on devices, and with those of
- * other nodes (ep_nccl.h).
+ * other nodes (ep_nccl.c).
  *
  * The backends do it (peer_send() and so on, backend.h); here ranks' threads
  * meet, so that each has queued what others wait for before these queue that
- * they wait: dispatch() is send(), a meeting and receive(), combine() is give(),
- * a meeting and collect().  Of a step in two micro-batches these come by
- * themselves, and each part has its own `send`.  What a rank shows there stays
- * until all have looked, as its next send() of that part comes after a meeting
- * that follows.  No thread waits for a device.  Without other nodes the backends
- * also meet at the beginning of a step, and record it if all can: a step that
- * is replayed has none of the meetings here.
+ * they wait: dispatch() is send(), a meeting and receive(), combine() is
+ * give(), a meeting and collect().  Of a step in two micro-batches these come
+ * by themselves, and each part has its own `send`.  What a rank shows there
+ * stays until all have looked, as its next send() of that part comes after a
+ * meeting that follows.  No thread waits for a device.  Without other nodes
+ * the backends also meet at the beginning of a step, and record it if all can:
+ * a step that is replayed has none of the meetings here.
  *
  * A rank whose device has failed goes on as if nothing were; the failure is
  * told at the end of its step, and the step fails.  With other nodes, which
@@ -18,66 +18,16 @@
  */
 
 #include <stdatomic.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "ep/ep_hub.h"
-#include "ep/ep_nccl.h"
+#include "ep/ep_peer_int.h"
 
 
-typedef struct {
-    ep_hub_t           *meet;
-    be_peer_options_t   opt;
-    _Atomic uint32_t    open;
-    be_peer_t         **peer;        /* [ranks]; NULL: of another node */
-    be_peer_send_t     *send[2];     /* [ranks] what each shows, by part */
-    uint32_t            most;        /* rows of a rank in the step at hand */
-
-    uint32_t            first;       /* of this process's ranks, */
-    uint32_t            local;       /* and their number */
-    ep_nodes_t         *nodes;       /* NULL: there are no others */
-    uint8_t             id[BE_PEER_ID];
-} ep_peer_all_t;
-
-typedef enum {
-    PEER_IDLE = 0, PEER_SENT, PEER_RECEIVED, PEER_GIVEN
-} peer_state_t;
-
-typedef struct {
-    ep_exchange_t   ex;              /* first */
-    ep_peer_all_t  *all;
-    be_t           *be;              /* NULL: not attached */
-    peer_state_t    state[2];        /* of each part */
-} ep_peer_t;
-
-
-typedef struct {
-    uint32_t  max_rows;
-    uint32_t  top_k;
-    uint32_t  experts;
-    uint32_t  hidden;
-    uint32_t  exact;
-    uint32_t  micro;
-    uint8_t   id[BE_PEER_ID];
-} peer_frame_t;
-
-_Static_assert(sizeof(peer_frame_t) == 24 + BE_PEER_ID, "a frame");
-
-
-static int peer_all_open(ep_exchange_t **ex, const be_peer_options_t *opt,
-    uint32_t first, uint32_t local, uint32_t micro, uint32_t timeout_ms,
-    char *err);
-static int peer_agree(ep_peer_all_t *all, ep_nodes_t *nodes, uint32_t micro,
-    const char *backend, char *err);
-static int peer_swap(ep_nodes_t *nodes, uint32_t frame, const char *what,
-    peer_frame_t *mine, peer_frame_t *from, char *err);
 static int peer_meet(void *ctx, uint32_t rank, const char *what,
     int (*last)(void *arg, char *err), void *arg, char *err);
 static int peer_status(void *ctx, char *err);
-static void peer_fail(void *ctx, const char *why);
-static void peer_failed(void *ctx, const char *why);
 static void peer_all_free(ep_peer_all_t *all);
 static int peer_attach(ep_exchange_t *ex, be_t *be, const be_mlp_t *expert,
     char *err);
@@ -97,7 +47,6 @@ static int peer_turn(ep_peer_t *p, uint32_t part, peer_state_t from,
 static uint32_t peer_most(ep_exchange_t *ex);
 static int peer_let_go(ep_peer_t *p);
 static int peer_barrier(ep_exchange_t *ex, char *err);
-static int peer_barrier_last(void *ctx, char *err);
 static void peer_abort(ep_exchange_t *ex);
 static void peer_close(ep_exchange_t *ex);
 
@@ -119,164 +68,7 @@ ep_peer_open(ep_exchange_t **ex, uint32_t ranks, uint32_t max_rows,
     opt.timeout_ms = timeout_ms;
     opt.meet = peer_meet;
 
-    return peer_all_open(ex, &opt, 0, ranks, micro, timeout_ms, err);
-}
-
-
-int
-ep_nccl_open(ep_exchange_t **ex, ep_nodes_t *nodes, uint32_t ranks,
-    uint32_t max_rows, uint32_t top_k, uint32_t experts, uint32_t hidden,
-    int exact, uint32_t micro, uint32_t timeout_ms, const char *backend,
-    char *err)
-{
-    uint32_t            r;
-    ep_peer_all_t      *all;
-    be_peer_options_t   opt;
-
-    if (ranks > BE_PEERS_MAX) {
-        snprintf(err, ERR_LEN, "%u ranks of a node on devices: 1 to %u are "
-                 "possible on all nodes", ranks, BE_PEERS_MAX);
-        return -1;
-    }
-
-    memset(&opt, 0, sizeof(opt));
-    opt.ranks = ranks * ep_nodes_count(nodes);
-    opt.max_rows = max_rows;
-    opt.top_k = top_k;
-    opt.experts = experts;
-    opt.hidden = hidden;
-    opt.exact = exact;
-    opt.first = ranks * ep_nodes_self(nodes);
-    opt.local = ranks;
-    opt.timeout_ms = timeout_ms;
-
-    if (peer_all_open(ex, &opt, opt.first, ranks, micro, timeout_ms, err)
-        != 0)
-    {
-        return -1;
-    }
-
-    all = ((ep_peer_t *) ex[0])->all;
-    all->opt.id = all->id;
-
-    if (peer_agree(all, nodes, micro, backend, err) != 0) {
-        for (r = 0; r < ranks; r++) {
-            ex[r]->close(ex[r]);
-            ex[r] = NULL;
-        }
-
-        return -1;
-    }
-
-    all->nodes = nodes;
-    ep_hub_tell(all->meet, peer_failed, all);
-    ep_nodes_on_fail(nodes, peer_fail, all);
-
-    if (ep_nodes_status(nodes, err) != 0) {
-        ep_hub_fail(all->meet, err);
-    }
-
-    return 0;
-}
-
-
-static int
-peer_agree(ep_peer_all_t *all, ep_nodes_t *nodes, uint32_t micro,
-    const char *backend, char *err)
-{
-    uint32_t       i, self;
-    peer_frame_t   mine, from[EP_NODES_MAX];
-
-    memset(&mine, 0, sizeof(mine));
-    mine.max_rows = all->opt.max_rows;
-    mine.top_k = all->opt.top_k;
-    mine.experts = all->opt.experts;
-    mine.hidden = all->opt.hidden;
-    mine.exact = all->opt.exact != 0;
-    mine.micro = micro;
-    self = ep_nodes_self(nodes);
-
-    if (self == 0 && be_peer_id(backend, mine.id, err) != 0) {
-        ep_nodes_fail(nodes, err);
-        return -1;
-    }
-
-    memset(from, 0, sizeof(from));
-    from[self] = mine;
-
-    if (peer_swap(nodes, EP_FRAME_OPEN, "opening", &mine, from, err) != 0) {
-        return -1;
-    }
-
-    for (i = 0; i < ep_nodes_count(nodes); i++) {
-        if (memcmp(&from[i], &mine, offsetof(peer_frame_t, id)) != 0) {
-            snprintf(err, ERR_LEN, "node %u has an exchange of %u rows, %u of "
-                     "%u experts, %u wide%s, overlap from %u rows; node %u of "
-                     "%u, %u of %u, %u%s, %u",
-                     i, from[i].max_rows, from[i].top_k, from[i].experts,
-                     from[i].hidden, from[i].exact ? ", exact" : "",
-                     from[i].micro, self, mine.max_rows, mine.top_k,
-                     mine.experts, mine.hidden, mine.exact ? ", exact" : "",
-                     mine.micro);
-            ep_nodes_fail(nodes, err);
-            return -1;
-        }
-    }
-
-    memcpy(all->id, from[0].id, BE_PEER_ID);
-
-    return 0;
-}
-
-
-/* `mine` to all others, theirs to from[nodes]; NULL: frames without a body. */
-
-static int
-peer_swap(ep_nodes_t *nodes, uint32_t frame, const char *what,
-    peer_frame_t *mine, peer_frame_t *from, char *err)
-{
-    size_t        len;
-    uint32_t      i;
-    ep_in_t       in[EP_NODES_MAX];
-    ep_out_t      out[EP_NODES_MAX];
-    struct iovec  iov[EP_NODES_MAX][2];
-
-    len = (mine != NULL) ? sizeof(peer_frame_t) : 0;
-
-    for (i = 0; i < ep_nodes_count(nodes); i++) {
-        iov[i][1].iov_base = mine;
-        iov[i][1].iov_len = len;
-        out[i].iov = iov[i];
-        out[i].n = (mine != NULL) ? 2 : 1;
-        in[i].buf = (from != NULL) ? &from[i] : NULL;
-        in[i].max = len;
-        in[i].len = len;
-    }
-
-    if (ep_nodes_swap(nodes, frame, what, out, in, err) != 0) {
-        return -1;
-    }
-
-    for (i = 0; i < ep_nodes_count(nodes); i++) {
-        if (in[i].len != len) {
-            snprintf(err, ERR_LEN, "node %u: an %s of %zu bytes", i, what,
-                     in[i].len);
-            ep_nodes_fail(nodes, err);
-            return -1;
-        }
-    }
-
-    return 0;
-}
-
-
-void
-ep_nccl_most(ep_exchange_t *ex, uint32_t rows)
-{
-    ep_peer_all_t  *all;
-
-    all = ((ep_peer_t *) ex)->all;
-    all->most = (rows < all->opt.max_rows) ? rows : all->opt.max_rows;
+    return ep_peer_all_open(ex, &opt, 0, ranks, micro, timeout_ms, err);
 }
 
 
@@ -314,22 +106,15 @@ peer_status(void *ctx, char *err)
 }
 
 
-static void
-peer_fail(void *ctx, const char *why)
+void
+ep_peer_fail(void *ctx, const char *why)
 {
     ep_hub_fail(((ep_peer_all_t *) ctx)->meet, why);
 }
 
 
-static void
-peer_failed(void *ctx, const char *why)
-{
-    ep_nodes_fail(((ep_peer_all_t *) ctx)->nodes, why);
-}
-
-
-static int
-peer_all_open(ep_exchange_t **ex, const be_peer_options_t *opt,
+int
+ep_peer_all_open(ep_exchange_t **ex, const be_peer_options_t *opt,
     uint32_t first, uint32_t local, uint32_t micro, uint32_t timeout_ms,
     char *err)
 {
@@ -371,7 +156,7 @@ peer_all_open(ep_exchange_t **ex, const be_peer_options_t *opt,
     }
 
     all->opt.status = peer_status;
-    all->opt.fail = peer_fail;
+    all->opt.fail = ep_peer_fail;
     all->opt.peers = all->peer;
     all->opt.ctx = all;
 
@@ -727,21 +512,13 @@ peer_barrier(ep_exchange_t *ex, char *err)
     all = p->all;
 
     if (ep_hub_meet(all->meet, ex->rank - all->first, "barrier",
-                    all->nodes != NULL ? peer_barrier_last : NULL, all, err)
+                    all->nodes != NULL ? ep_nccl_barrier : NULL, all, err)
         != 0)
     {
         return peer_let_go(p);
     }
 
     return 0;
-}
-
-
-static int
-peer_barrier_last(void *ctx, char *err)
-{
-    return peer_swap(((ep_peer_all_t *) ctx)->nodes, EP_FRAME_BARRIER,
-                     "barrier", NULL, NULL, err);
 }
 
 

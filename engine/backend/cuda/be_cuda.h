@@ -15,17 +15,18 @@
  *     be_cuda_expand.c   attention of prompts, expanded
  *     be_cuda_moe.c      router and experts
  *     be_cuda_blas.c     cuBLASLt
- *     be_cuda_peer.c     rows to and from other ranks
- *     be_cuda_peer_flags.c  waiting for these where nobody's thread does
+ *     be_cuda_peer.c     memory that other ranks write
+ *     be_cuda_peer_rows.c   rows to and from them
+ *     be_cuda_peer_flags.c  waiting for them where nobody's thread does
  *     be_cuda_peer_far.c the same for those of other nodes
  *     be_cuda_nccl.c     NCCL, which brings these
  *     cu_*.cu, cu_*.h    kernels, behind C functions that queue them
  *
  * Memory of activations is float32 as backend.h says.  Inputs of products are
  * made in scratch memory; what norm() gives is made there right away, and the
- * product that follows finds it (cuda->made).  Of two micro-batches each has its
- * own, as one is sent while the other is computed.  What mla_query(), mla_attend()
- * and mla_value() give is BF16.
+ * product that follows finds it (cuda->made).  Of two micro-batches each has
+ * its own, as one is sent while the other is computed.  What mla_query(),
+ * mla_attend() and mla_value() give is BF16.
  *
  * A failure is kept (cuda->failed) and told by the next sync(), begin() or
  * end(); operations do nothing after it.
@@ -465,7 +466,7 @@ void be_cuda_route(be_t *be, const be_route_t *r, be_pairs_t *pairs);
 void be_cuda_experts(be_t *be, const be_mlp_t *mlp, const be_pairs_t *pairs);
 void be_cuda_moe_close(be_cuda_t *cuda);
 
-/* be_cuda_peer.c */
+/* be_cuda_peer.c and be_cuda_peer_rows.c */
 be_peer_t *be_cuda_peer_open(be_t *be, const be_peer_options_t *opt,
     char *err);
 void be_cuda_peer_close(be_t *be, be_peer_t *peer);

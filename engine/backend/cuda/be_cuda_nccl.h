@@ -28,8 +28,9 @@ void be_cuda_nccl_close(cuda_nccl_t *n);
 
 /*
  * What is sent and received between begin and end goes at once, on `stream`,
- * which the backend's own one waits for in the end; both sides name the same sizes in the same order.  end is
- * 0, or -1: failed, and nothing after begin matters.
+ * which the backend's own one waits for in the end; both sides name the same
+ * sizes in the same order.  end is 0, or -1: failed, and nothing after begin
+ * matters.
  */
 void be_cuda_nccl_begin(cuda_nccl_t *n, const char *what,
     cudaStream_t stream);

@@ -1,5 +1,6 @@
 /*
- * Inside be_cuda_peer.c, be_cuda_peer_far.c and be_cuda_peer_flags.c.
+ * Inside be_cuda_peer.c, be_cuda_peer_rows.c, be_cuda_peer_far.c and
+ * be_cuda_peer_flags.c.
  */
 
 #ifndef BE_CUDA_PEER_INT_H
@@ -112,6 +113,10 @@ be_peer_is_far(const be_peer_t *p, uint32_t rank)
            && (rank < p->opt.first || rank >= p->opt.first + p->opt.local);
 }
 
+
+/* A placement on the device, where it was first used; NULL: failed. */
+const peer_place_t *be_cuda_peer_place(be_peer_t *p,
+    const be_peer_send_t *send);
 
 /*
  * be_cuda_peer_flags.c: memory, 0 or a cudaError_t; queues, where the part at
