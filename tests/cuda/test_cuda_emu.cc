@@ -296,6 +296,10 @@ kernel_wrong(int what, char *p, int *q)
 
         break;
 
+    case 27:
+        cu_store_release_sys((uint32_t *) q, 1);
+        break;
+
     case 9:
         /* a race: the neighbour's value, without a barrier */
         smem[threadIdx.x] = (char) threadIdx.x;
@@ -397,6 +401,7 @@ test_wrong(void **)
     cu_dies(wrong, 23, "the destination of a copy is not device memory");
     cu_dies(wrong, 25, "launched early, and the thread ends without cu_begin");
     cu_dies(wrong, 26, "two kernels on device 0 wait for others");
+    cu_dies(wrong, 27, "a release to other devices without");
 }
 
 

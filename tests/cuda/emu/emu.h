@@ -315,9 +315,26 @@ EMU_REDUCE(__reduce_xor_sync, unsigned, a ^ b)
 
 /* --- memory ------------------------------------------------------------ */
 
-#define __threadfence()         __atomic_thread_fence(__ATOMIC_SEQ_CST)
-#define __threadfence_block()   __atomic_thread_fence(__ATOMIC_SEQ_CST)
-#define __threadfence_system()  __atomic_thread_fence(__ATOMIC_SEQ_CST)
+/* Thread sanitizer knows of no fences: what orders anything is behind them. */
+
+#if defined(__SANITIZE_THREAD__)
+#define EMU_FENCE()             __asm__ volatile ("" : : : "memory")
+#else
+#define EMU_FENCE()             __atomic_thread_fence(__ATOMIC_SEQ_CST)
+#endif
+
+#define __threadfence()         EMU_FENCE()
+#define __threadfence_block()   EMU_FENCE()
+
+
+static inline void
+__threadfence_system(void)
+{
+    EMU_FENCE();
+    emu_self->fenced_far = 1;
+}
+
+
 
 template <typename T> static inline T __ldg(const T *p) { return *p; }
 template <typename T> static inline T __ldcg(const T *p) { return *p; }

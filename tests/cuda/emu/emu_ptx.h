@@ -315,6 +315,7 @@ cu_store_release_gpu(uint32_t *p, uint32_t v)
 CU_FN void
 cu_store_release_sys(uint32_t *p, uint32_t v)
 {
+    emu_release_far();
     __atomic_store_n(p, v, __ATOMIC_RELEASE);
 }
 
@@ -329,6 +330,7 @@ cu_add_acq_rel_gpu(uint32_t *p, uint32_t v)
 CU_FN void
 cu_add_release_sys(uint32_t *p, uint32_t v)
 {
+    emu_release_far();
     (void) __atomic_fetch_add(p, v, __ATOMIC_RELEASE);
 }
 

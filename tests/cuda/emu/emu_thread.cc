@@ -345,6 +345,16 @@ emu_poll_far(void)
 }
 
 
+void
+emu_release_far(void)
+{
+    if (!emu_self->fenced_far) {
+        emu_fatal("a release to other devices without __threadfence_system(), "
+                  "of what others of this one have stored");
+    }
+}
+
+
 uint64_t
 emu_timer(void)
 {

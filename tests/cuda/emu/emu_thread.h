@@ -90,6 +90,7 @@ typedef struct {
     uint32_t       wgmma;            /* operations issued */
     int            fenced;           /* wgmma.fence since registers changed */
     int            begun;            /* cu_begin() */
+    int            fenced_far;       /* __threadfence_system() */
 } emu_thread_t;
 
 typedef struct {
@@ -159,6 +160,9 @@ void emu_poll(void);
  * on a device ends the program: nothing says that both get to run.
  */
 void emu_poll_far(void);
+
+/* Before a release to them: without a fence of the system it ends there. */
+void emu_release_far(void);
 
 /* Nanoseconds, as %globaltimer. */
 uint64_t emu_timer(void);
