@@ -1,11 +1,11 @@
 #include "backend/cuda/cu_launch.cuh"
 #include "backend/cuda/cu_exchange.h"
+#include "backend/cuda/cu_pairs.cuh"
 #include "backend/cuda/cu_util.cuh"
 
 
-#define EX_THREADS  256
-#define EX_COPY     128              /* threads that copy a row */
-#define EX_ROWS     8                /* at once, of a large block */
+#define EX_COPY  128                 /* threads that copy a row */
+#define EX_ROWS  8                   /* at once, of a large block */
 
 
 /* What the threads of a row do, and how many rows the others take on. */
@@ -129,24 +129,22 @@ cu_exchange_send(const cu_exchange_t *e, const cu_peers_t *to,
 }
 
 
-/*
- * A block for a slot, one more for the end: counts the pairs of lower slots,
- * which is where its own begin, then goes through all pairs in order and
- * writes those that are its own.
- */
+/* A block for a slot, one more for the end; a list of pairs for a rank. */
 
 static __global__ void
+__launch_bounds__(PAIRS_LARGE)
 exchange_pairs(cu_exchange_t e, cu_peers_t peers, cu_exchange_pairs_t p)
 {
-    int             slot;
-    size_t          place;
-    uint32_t        i, j, r, n, at, lower, mine, before, warp, lane, mask;
-    const int32_t  *slots;
+    pairs_t   s;
+    uint32_t  n, lane;
 
-    CU_STATIC_SHARED(uint32_t, count, [EX_THREADS / 32]);
-    CU_STATIC_SHARED(uint32_t, below, [EX_THREADS / 32]);
+    CU_STATIC_SHARED(uint32_t, part, [PAIRS_SHARED]);
 
     cu_begin();
+
+    lane = threadIdx.x % 32;
+    n = (lane < e.ranks)
+        ? min(peers.rows[e.rank][lane], e.most) * e.top_k : 0;
 
     if (*p.stop != 0) {
         if (threadIdx.x == 0) {
@@ -156,87 +154,23 @@ exchange_pairs(cu_exchange_t e, cu_peers_t peers, cu_exchange_pairs_t p)
         return;
     }
 
-    warp = threadIdx.x / 32;
-    lane = threadIdx.x % 32;
-    lower = 0;
+    s.of = peers.slot[e.rank];
+    s.stride = (size_t) e.max_rows * e.top_k;
+    s.pos = NULL;
+    s.top_k = e.top_k;
+    pairs_lists(&s, n);
 
-    for (r = 0; r < e.ranks; r++) {
-        n = min(peers.rows[e.rank][r], e.most) * e.top_k;
-        slots = peers.slot[e.rank] + (size_t) r * e.max_rows * e.top_k;
+    (void) pairs_sort(s, p.slots, p.offset, part,
+                      [&](uint32_t at, uint32_t r, uint32_t i) {
+        p.row[at] = r * e.max_rows + i / e.top_k;
 
-        for (i = threadIdx.x; i < n; i += EX_THREADS) {
-            slot = slots[i];
-            lower += (slot >= 0 && (uint32_t) slot < blockIdx.x);
+        if (peers.inbox[r] == NULL) {
+            p.y[at] = peers.contrib[r] + (size_t) i * e.hidden;
+
+        } else {
+            p.to[at] = peers.inbox[r] + (size_t) i * e.hidden;
         }
-    }
-
-    for (i = 16; i > 0; i >>= 1) {
-        lower += __shfl_xor_sync(CU_ALL_LANES, lower, i);
-    }
-
-    if (lane == 0) {
-        below[warp] = lower;
-    }
-
-    __syncthreads();
-
-    for (i = 0, at = 0; i < EX_THREADS / 32; i++) {
-        at += below[i];
-    }
-
-    if (threadIdx.x == 0) {
-        p.offset[blockIdx.x] = at;
-    }
-
-    if (blockIdx.x == p.slots) {
-        return;
-    }
-
-    mine = 0;
-
-    for (r = 0; r < e.ranks; r++) {
-        n = min(peers.rows[e.rank][r], e.most) * e.top_k;
-        slots = peers.slot[e.rank] + (size_t) r * e.max_rows * e.top_k;
-
-        for (i = 0; i < n; i += EX_THREADS) {
-            j = i + threadIdx.x;
-            slot = (j < n) ? slots[j] : -1;
-            mask = __ballot_sync(CU_ALL_LANES,
-                                 slot >= 0 && (uint32_t) slot == blockIdx.x);
-
-            if (lane == 0) {
-                count[warp] = (uint32_t) __popc(mask);
-            }
-
-            __syncthreads();
-
-            for (lower = 0, before = at + mine, warp = 0;
-                 warp < EX_THREADS / 32; warp++)
-            {
-                before += (warp < threadIdx.x / 32) ? count[warp] : 0;
-                lower += count[warp];
-            }
-
-            warp = threadIdx.x / 32;
-
-            if (slot >= 0 && (uint32_t) slot == blockIdx.x) {
-                before += (uint32_t) __popc(mask & ((1u << lane) - 1));
-                place = (size_t) j * e.hidden;
-
-                p.row[before] = r * e.max_rows + j / e.top_k;
-
-                if (peers.inbox[r] == NULL) {
-                    p.y[before] = peers.contrib[r] + place;
-
-                } else {
-                    p.to[before] = peers.inbox[r] + place;
-                }
-            }
-
-            mine += lower;
-            __syncthreads();
-        }
-    }
+    });
 }
 
 
@@ -244,8 +178,13 @@ int
 cu_exchange_pairs(const cu_exchange_t *e, const cu_peers_t *peers,
     const cu_exchange_pairs_t *p, void *stream)
 {
-    return CU_LAUNCH(exchange_pairs, dim3(p->slots + 1), dim3(EX_THREADS), 0,
-                     (cudaStream_t) stream, *e, *peers, *p);
+    size_t  most;
+
+    most = (size_t) e->ranks * e->most * e->top_k;
+
+    return CU_LAUNCH(exchange_pairs, dim3(p->slots + 1),
+                     dim3(PAIRS_THREADS(most)), 0, (cudaStream_t) stream, *e,
+                     *peers, *p);
 }
 
 

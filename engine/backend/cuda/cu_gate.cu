@@ -1,5 +1,6 @@
 #include "backend/cuda/cu_launch.cuh"
 #include "backend/cuda/cu_gate.h"
+#include "backend/cuda/cu_pairs.cuh"
 #include "backend/cuda/cu_util.cuh"
 
 
@@ -7,7 +8,6 @@
 #define GATE_EXPERTS  128            /* of a tile */
 #define GATE_CHUNK    32             /* elements in shared memory at once */
 #define GATE_LINE     (GATE_CHUNK / 4 + 1)
-#define ROUTE_THREADS 256
 
 
 /* Four neighbours of a row, zeros behind its end. */
@@ -482,98 +482,33 @@ cu_gate(const cu_gate_t *g, const float *w, const float *bias, const float *x,
 
 /* --- pairs by expert -------------------------------------------------------- */
 
-/* The expert of pair i, or none. */
-
-static __device__ __forceinline__ uint32_t
-route_expert(const cu_route_t &r, uint32_t i)
-{
-    if (i >= r.rows * r.top_k
-        || (r.pos != NULL && r.pos[i / r.top_k] == CU_NO_ROW))
-    {
-        return UINT32_MAX;
-    }
-
-    return (uint32_t) r.id[i];
-}
-
-
-/*
- * A block of threads for an expert, one more for the end: counts the pairs of
- * lower experts, which is where its own begin, then goes through all pairs in
- * order and writes those that are its own.
- */
+/* A block of threads for an expert, one more for the end. */
 
 static __global__ void
+__launch_bounds__(PAIRS_LARGE)
 route_sort(cu_route_t r)
 {
-    uint32_t  i, j, e, n, at, lower, mine, before, warp, lane, mask;
+    pairs_t   s;
+    uint32_t  n;
 
-    CU_STATIC_SHARED(uint32_t, count, [ROUTE_THREADS / 32]);
-    CU_STATIC_SHARED(uint32_t, below, [ROUTE_THREADS / 32]);
+    CU_STATIC_SHARED(uint32_t, part, [PAIRS_SHARED]);
 
     cu_begin();
 
-    warp = threadIdx.x / 32;
-    lane = threadIdx.x % 32;
-    n = r.rows * r.top_k;
-    lower = 0;
+    s.of = r.id;
+    s.stride = 0;
+    s.pos = r.pos;
+    s.top_k = r.top_k;
+    pairs_lists(&s, threadIdx.x % 32 == 0 ? r.rows * r.top_k : 0);
 
-    for (i = threadIdx.x; i < n; i += ROUTE_THREADS) {
-        lower += route_expert(r, i) < blockIdx.x;
-    }
+    n = pairs_sort(s, r.experts, r.offset, part,
+                   [&](uint32_t at, uint32_t, uint32_t i) {
+        r.x[at] = r.from + (size_t) (i / r.top_k) * r.hidden;
+        r.y[at] = r.to + (size_t) i * r.hidden;
+    });
 
-    for (i = 16; i > 0; i >>= 1) {
-        lower += __shfl_xor_sync(CU_ALL_LANES, lower, i);
-    }
-
-    if (lane == 0) {
-        below[warp] = lower;
-    }
-
-    __syncthreads();
-
-    for (i = 0, at = 0; i < ROUTE_THREADS / 32; i++) {
-        at += below[i];
-    }
-
-    if (threadIdx.x == 0) {
-        r.offset[blockIdx.x] = at;
-    }
-
-    if (blockIdx.x == r.experts) {
-        return;
-    }
-
-    for (i = 0, mine = 0; i < n; i += ROUTE_THREADS) {
-        e = route_expert(r, i + threadIdx.x);
-        mask = __ballot_sync(CU_ALL_LANES, e == blockIdx.x);
-
-        if (lane == 0) {
-            count[warp] = (uint32_t) __popc(mask);
-        }
-
-        __syncthreads();
-
-        for (j = 0, before = 0, lower = 0; j < ROUTE_THREADS / 32; j++) {
-            before += (j < warp) ? count[j] : 0;
-            lower += count[j];
-        }
-
-        if (e == blockIdx.x) {
-            before += at + mine
-                      + (uint32_t) __popc(mask & ((1u << lane) - 1));
-            j = i + threadIdx.x;
-
-            r.x[before] = r.from + (size_t) (j / r.top_k) * r.hidden;
-            r.y[before] = r.to + (size_t) j * r.hidden;
-        }
-
-        mine += lower;
-        __syncthreads();
-    }
-
-    if (threadIdx.x == 0 && r.load != NULL) {
-        r.load[blockIdx.x] += mine;
+    if (blockIdx.x < r.experts && threadIdx.x == 0 && r.load != NULL) {
+        r.load[blockIdx.x] += n;
     }
 }
 
@@ -581,6 +516,10 @@ route_sort(cu_route_t r)
 int
 cu_route(const cu_route_t *r, void *stream)
 {
-    return CU_LAUNCH(route_sort, dim3(r->experts + 1), dim3(ROUTE_THREADS), 0,
-                     (cudaStream_t) stream, *r);
+    size_t  pairs;
+
+    pairs = (size_t) r->rows * r->top_k;
+
+    return CU_LAUNCH(route_sort, dim3(r->experts + 1),
+                     dim3(PAIRS_THREADS(pairs)), 0, (cudaStream_t) stream, *r);
 }
