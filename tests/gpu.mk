@@ -6,8 +6,9 @@
 #     build/gpu/bench.sh      make bench-gpu
 #     build/gpu/e2e.sh        V2-Lite's sizes, through nginx
 #
-# tests/cuda/gpu_*.c and bench_*.c (or .cc) are its programs.  Libraries are
-# linked statically where Debian has them so, the others are carried.
+# tests/cuda/gpu_*.c and bench_*.c (or .cc) are its programs, each with the
+# kernels that it uses.  Libraries are linked statically where Debian has them
+# so, the others are carried.
 
 GPU      := $(BUILD)/gpu
 GPU_SRC  := $(sort $(wildcard tests/cuda/gpu_*.c tests/cuda/gpu_*.cc \
@@ -15,31 +16,41 @@ GPU_SRC  := $(sort $(wildcard tests/cuda/gpu_*.c tests/cuda/gpu_*.cc \
 GPU_BIN  := $(basename $(GPU_SRC:tests/cuda/%=$(GPU)/bin/%))
 GPU_NGINX = $(or $(wildcard /usr/sbin/nginx),$(shell command -v nginx))
 GPU_INC   = -Itests -Itests/unit -isystem $(strip $(CUDA_HOME))/include
+GPU_AR    := $(BUILD)/libllm-cuda.a
 GPU_LINK  = $(LDFLAGS) '-Wl,-rpath,$$ORIGIN/../lib' -o $@ $(1) \
-            $(BUILD)/libllm.a $(CUDA_LIBS) -lcjson -lcmocka \
+            $(GPU_ALL) $(GPU_AR) $(BUILD)/libllm.a $(CUDA_LIBS) -lcjson -lcmocka \
             -Wl,-Bstatic -lpcre2-8 -lxxhash -lcrypto -latomic_ops \
             -Wl,-Bdynamic -lm
 
 ifeq ($(CUDA_NONE),)
 
-$(GPU)/bin/llm-engine: $(BUILD)/engine/main.o $(CUDA_OBJ) $(BUILD)/libllm.a
+# be_open() finds the backend if it is there, which does not bring it there
+
+$(GPU)/bin/llm-engine $(GPU)/bin/gpu_model: GPU_ALL := -Wl,-u,be_cuda_open
+
+$(GPU)/bin/llm-engine: $(BUILD)/engine/main.o $(GPU_AR) $(BUILD)/libllm.a
 	@mkdir -p $(@D)
 	@echo "LD $@"
-	$(Q)$(CC) $(call GPU_LINK,$(BUILD)/engine/main.o $(CUDA_OBJ))
+	$(Q)$(CC) $(call GPU_LINK,$(BUILD)/engine/main.o)
 
-$(GPU)/bin/%: tests/cuda/%.c $(CUDA_OBJ) $(BUILD)/libllm.a
+$(GPU_AR): $(CUDA_OBJ)
+	@rm -f $@
+	@echo "AR $@"
+	$(Q)ar rcs $@ $^
+
+$(GPU)/bin/%: tests/cuda/%.c $(GPU_AR) $(BUILD)/libllm.a
 	@mkdir -p $(@D)
 	@echo "CC $@"
 	$(Q)$(CC) $(CFLAGS) $(GPU_INC) -c -o $(BUILD)/gpu_$*.o $<
-	$(Q)$(CC) $(call GPU_LINK,$(BUILD)/gpu_$*.o $(CUDA_OBJ))
+	$(Q)$(CC) $(call GPU_LINK,$(BUILD)/gpu_$*.o)
 
-$(GPU)/bin/%: tests/cuda/%.cc $(CUDA_OBJ) $(BUILD)/libllm.a
+$(GPU)/bin/%: tests/cuda/%.cc $(GPU_AR) $(BUILD)/libllm.a
 	@mkdir -p $(@D)
 	@echo "CXX $@"
 	$(Q)g++ -std=c++17 -D_GNU_SOURCE $(OPT) -g -Wall -Iengine $(GPU_INC) \
 	    -fno-exceptions -fno-threadsafe-statics -c \
 	    -o $(BUILD)/gpu_$*.o $<
-	$(Q)$(CC) $(call GPU_LINK,$(BUILD)/gpu_$*.o $(CUDA_OBJ)) -static-libgcc \
+	$(Q)$(CC) $(call GPU_LINK,$(BUILD)/gpu_$*.o) -static-libgcc \
 	    -Wl,-Bstatic -lstdc++ -Wl,-Bdynamic
 
 tests: $(GPU_BIN)
