@@ -8,6 +8,7 @@
 
 #include "backend/cuda/cu_sample.h"
 #include "sample/sample.h"
+#include "sample/sample_weight.h"
 
 
 #define ROWS  24
@@ -167,7 +168,11 @@ test_draws(void **state)
 {
     uint32_t  i;
 
-    static const uint32_t  vocab[] = { 1, 5, 64, 101, 907, 2049, 5003 };
+    /* read four at a time or one; once or more often by a thread */
+
+    static const uint32_t  vocab[] = {
+        1, 5, 64, 101, 907, 2049, 2052, 5003, 8196, 20000, 66003, 140000
+    };
 
     (void) state;
 
@@ -178,11 +183,170 @@ test_draws(void **state)
 }
 
 
+/* The weights of the first n rows, added up block by block. */
+
+static double
+draw_sum(const double *w, uint32_t n)
+{
+    double    sum, all;
+    uint32_t  i, b;
+
+    for (b = 0, all = 0; b + SAMPLE_BLOCK <= n; b += SAMPLE_BLOCK) {
+        for (i = b, sum = 0; i < b + SAMPLE_BLOCK; i++) {
+            sum += w[i];
+        }
+
+        all += sum;
+    }
+
+    for (i = b; i < n; i++) {
+        all += w[i];
+    }
+
+    return all;
+}
+
+
+/* What sample_token() draws from all rows, of their weights. */
+
+static int32_t
+draw_any(const double *w, uint32_t vocab, double u)
+{
+    double    sum, all;
+    int32_t   id;
+    uint32_t  i, b, last;
+
+    for (b = 0, all = 0, last = 0; b < vocab; b += SAMPLE_BLOCK) {
+        for (i = b, sum = 0; i < b + SAMPLE_BLOCK && i < vocab; i++) {
+            sum += w[i];
+        }
+
+        all += sum;
+        last = sum > 0 ? b : last;
+    }
+
+    u *= all;
+
+    for (b = 0, all = 0; b <= last; b += SAMPLE_BLOCK) {
+        for (i = b, sum = 0; i < b + SAMPLE_BLOCK && i < vocab; i++) {
+            sum += w[i];
+        }
+
+        if (b == last || u < all + sum) {
+            break;
+        }
+
+        all += sum;
+    }
+
+    for (i = b, id = -1; i < b + SAMPLE_BLOCK && i < vocab; i++) {
+        if (w[i] > 0) {
+            id = (int32_t) i;
+            all += w[i];
+
+            if (u < all) {
+                break;
+            }
+        }
+    }
+
+    return id;
+}
+
+
+/*
+ * Random numbers at the edges of rows, where a sum in another order, of which
+ * the last bit differs, draws a neighbour.
+ */
+
+static void
+edges(uint32_t vocab)
+{
+    float      *x, *dx;
+    double     *w, sum, total, *block;
+    int32_t     got[ROWS], *id;
+    uint8_t    *known, *dk;
+    uint32_t    i, k, at;
+    cu_draw_t   draw[ROWS], *dd;
+
+    x = malloc((size_t) ROWS * vocab * sizeof(float));
+    w = malloc(vocab * sizeof(double));
+    known = malloc(vocab);
+    assert_true(x != NULL && w != NULL && known != NULL);
+    row_make(x, known, vocab, 0);
+    x[0] = 11;
+    known[0] = 1;
+
+    for (i = 0; i < vocab; i++) {
+        w[i] = 11.0 - (double) x[i];
+        w[i] = known[i] && w[i] < SAMPLE_FAR ? sample_exp(w[i]) : 0;
+    }
+
+    total = draw_sum(w, vocab);
+    memset(draw, 0, sizeof(draw));
+
+    for (i = 0; i < ROWS; i++) {
+        memmove(x + (size_t) i * vocab, x, vocab * sizeof(float));
+        draw[i].temperature = 1;
+        draw[i].top_p = 1;
+    }
+
+    dx = cu_put(x, (size_t) ROWS * vocab * sizeof(float));
+    dk = cu_put(known, vocab);
+    dd = cu_put(NULL, sizeof(draw));
+    block = cu_put(NULL, ROWS * (size_t) (vocab / 64 + 1) * sizeof(double));
+    id = cu_put(NULL, sizeof(got));
+
+    for (k = 0; k < 20; k++) {
+        for (i = 0; i < ROWS; i += 3) {
+            at = (k == 0 && i == 0) ? vocab : cu_random(vocab);
+            sum = draw_sum(w, at);
+            draw[i].u = sum / total;
+            draw[i].u = draw[i].u < 1 ? draw[i].u : nextafter(1, 0);
+            draw[i + 1].u = nextafter(draw[i].u, 0);
+            draw[i + 2].u = draw[i].u < nextafter(1, 0)
+                            ? nextafter(draw[i].u, 1) : draw[i].u;
+        }
+
+        CU_OK(cudaMemcpy(dd, draw, sizeof(draw), cudaMemcpyHostToDevice));
+        CU_OK(cu_sample(dx, ROWS, vocab, dk, dd, block, id, NULL));
+        CU_OK(cudaDeviceSynchronize());
+        cu_get(got, id, sizeof(got));
+
+        for (i = 0; i < ROWS; i++) {
+            assert_int_equal(got[i], draw_any(w, vocab, draw[i].u));
+        }
+    }
+
+    CU_OK(cudaFree(dx));
+    CU_OK(cudaFree(dk));
+    CU_OK(cudaFree(dd));
+    CU_OK(cudaFree(block));
+    CU_OK(cudaFree(id));
+    free(x);
+    free(w);
+    free(known);
+}
+
+
+static void
+test_edges(void **state)
+{
+    (void) state;
+
+    edges(64);
+    edges(1000);
+    edges(4099);
+    edges(20000);
+}
+
+
 int
 main(int argc, char **argv)
 {
     const struct CMUnitTest  tests[] = {
-        cmocka_unit_test(test_draws)
+        cmocka_unit_test(test_draws),
+        cmocka_unit_test(test_edges)
     };
 
     return GPU_MAIN(argc, argv, tests);

@@ -6,6 +6,9 @@
 
 #define SAMPLE_THREADS  1024
 #define SAMPLE_WARPS    (SAMPLE_THREADS / 32)
+#define SAMPLE_STRIPE   16           /* rows of a block weighed at once, for
+                                        32 blocks */
+#define SAMPLE_LINE     (SAMPLE_STRIPE + 1)
 
 
 /* A row and how it is looked at. */
@@ -14,6 +17,7 @@ typedef struct {
     const float    *row;
     const uint8_t  *known;
     uint32_t        vocab;
+    int             wide;            /* four neighbours can be read at once */
     double          max;
     double          inverse_t;
 } sample_row_t;
@@ -21,8 +25,15 @@ typedef struct {
 /* In shared memory. */
 
 typedef struct {
-    uint64_t   key[CU_SAMPLE_SORT];  /* falling logit, then rising id */
-    double     weight[CU_SAMPLE_SORT];
+    union {
+        double  stripe[SAMPLE_WARPS][32 * SAMPLE_LINE];
+
+        struct {
+            uint64_t   key[CU_SAMPLE_SORT];  /* falling logit, rising id */
+            double     weight[CU_SAMPLE_SORT];
+        };
+    };
+
     double     bucket_w[SAMPLE_BUCKETS];
     uint32_t   bucket_n[SAMPLE_BUCKETS];
     float      best[SAMPLE_WARPS];
@@ -31,6 +42,48 @@ typedef struct {
     uint32_t   last;
     uint32_t   n;
 } sample_shared_t;
+
+
+/* A logit, minus infinity where it can never be drawn. */
+
+static __device__ __forceinline__ float
+sample_one(const sample_row_t *r, uint32_t i)
+{
+    return (i < r->vocab && r->known[i]) ? sample_finite(r->row[i])
+                                         : -INFINITY;
+}
+
+
+/* Those of i … i + 3, i a multiple of four. */
+
+static __device__ __forceinline__ void
+sample_four(const sample_row_t *r, uint32_t i, float *x)
+{
+    float4    all;
+    uint32_t  k, known;
+
+    if (!r->wide) {
+#pragma unroll
+        for (k = 0; k < 4; k++) {
+            x[k] = sample_one(r, i + k);
+        }
+
+        return;
+    }
+
+    known = 0;
+    all = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+
+    if (i < r->vocab) {
+        all = *(const float4 *) (r->row + i);
+        known = *(const uint32_t *) (r->known + i);
+    }
+
+    x[0] = (known & 0xff) ? sample_finite(all.x) : -INFINITY;
+    x[1] = (known & 0xff00) ? sample_finite(all.y) : -INFINITY;
+    x[2] = (known & 0xff0000) ? sample_finite(all.z) : -INFINITY;
+    x[3] = (known & 0xff000000) ? sample_finite(all.w) : -INFINITY;
+}
 
 
 /* A float's bits in an order of their own: rising, or falling. */
@@ -62,18 +115,22 @@ sample_logit(uint64_t key)
 static __device__ uint32_t
 sample_best(const sample_row_t *r, sample_shared_t *s)
 {
-    float     x, max, other;
-    uint32_t  i, id, o;
+    float     x[8], max, other;
+    uint32_t  i, k, id, o;
 
     max = -INFINITY;
     id = UINT32_MAX;
 
-    for (i = threadIdx.x; i < r->vocab; i += SAMPLE_THREADS) {
-        x = sample_finite(r->row[i]);
+    for (i = threadIdx.x * 4; i < r->vocab; i += 8 * SAMPLE_THREADS) {
+        sample_four(r, i, x);
+        sample_four(r, i + 4 * SAMPLE_THREADS, x + 4);
 
-        if (x > max && r->known[i]) {
-            max = x;
-            id = i;
+#pragma unroll
+        for (k = 0; k < 8; k++) {
+            if (x[k] > max) {
+                max = x[k];
+                id = i + k % 4 + k / 4 * 4 * SAMPLE_THREADS;
+            }
         }
     }
 
@@ -106,89 +163,216 @@ sample_best(const sample_row_t *r, sample_shared_t *s)
 
 
 static __device__ __forceinline__ double
-sample_distance(const sample_row_t *r, uint32_t i)
+sample_distance(const sample_row_t *r, float x)
 {
-    float   x;
     double  v;
 
-    x = sample_finite(r->row[i]);
     v = (r->max - (double) x) * r->inverse_t;
 
-    return v < SAMPLE_FAR && r->known[i] ? v : SAMPLE_FAR;
+    return v < SAMPLE_FAR ? v : SAMPLE_FAR;
 }
 
 
-/* What row i weighs in a draw from all rows. */
+/* What a logit weighs in a draw from all rows. */
 
 static __device__ __forceinline__ double
-sample_weight(const sample_row_t *r, uint32_t i, double min_p)
+sample_weight(const sample_row_t *r, float x, double min_p)
 {
     double  d, w;
 
-    d = sample_distance(r, i);
+    d = sample_distance(r, x);
     w = sample_exp(d);
 
     return d >= SAMPLE_FAR || (w < min_p && d > 0) ? 0.0 : w;
 }
 
 
-/* All rows, in order of ids. */
+/*
+ * block[b]: the sum of weigh(x) over the rows of block b, in order of ids.  A
+ * warp has 32 blocks at a time.  It weighs a stripe of each, reading neighbours
+ * together, and then each lane adds up those of a block of its own.
+ */
 
-static __device__ int32_t
-sample_any(const sample_row_t *r, const cu_draw_t *p, double *block)
+template <typename F>
+static __device__ __forceinline__ void
+sample_sums(const sample_row_t *r, double *stripe, double *block,
+    const F &weigh)
 {
-    double    w, u, sum, total;
-    int32_t   id;
-    uint32_t  i, b, n, last, blocks;
+    float     x[4];
+    double    sum;
+    uint32_t  i, j, k, b, at, lane, blocks;
 
+    lane = threadIdx.x % 32;
+    stripe += threadIdx.x / 32 * 32 * SAMPLE_LINE;
     blocks = (r->vocab + SAMPLE_BLOCK - 1) / SAMPLE_BLOCK;
 
-    for (b = threadIdx.x; b < blocks; b += SAMPLE_THREADS) {
+    for (b = threadIdx.x / 32 * 32; b < blocks; b += SAMPLE_THREADS) {
         sum = 0.0;
 
-        for (i = b * SAMPLE_BLOCK; i < (b + 1) * SAMPLE_BLOCK; i++) {
-            if (i < r->vocab) {
-                sum += sample_weight(r, i, p->min_p);
+#pragma unroll 1
+        for (i = 0; i < SAMPLE_BLOCK; i += SAMPLE_STRIPE) {
+
+#pragma unroll 1
+            for (j = lane; j < 32 * SAMPLE_STRIPE / 4; j += 32) {
+                at = j / (SAMPLE_STRIPE / 4);
+                k = j % (SAMPLE_STRIPE / 4) * 4;
+                sample_four(r, (b + at) * SAMPLE_BLOCK + i + k, x);
+                at = at * SAMPLE_LINE + k;
+
+#pragma unroll
+                for (k = 0; k < 4; k++) {
+                    stripe[at + k] = weigh(x[k]);
+                }
             }
+
+            __syncwarp();
+
+#pragma unroll
+            for (j = 0; j < SAMPLE_STRIPE; j++) {
+                sum += stripe[lane * SAMPLE_LINE + j];
+            }
+
+            __syncwarp();
         }
 
-        block[b] = sum;
+        if (b + lane < blocks) {
+            block[b + lane] = sum;
+        }
     }
+}
 
-    __syncthreads();
 
-    if (threadIdx.x != 0) {
-        return -1;
-    }
+/*
+ * block[b] becomes the sum of all up to b, in order; by one warp.  Returns the
+ * last that adds anything.
+ */
 
+static __device__ __forceinline__ uint32_t
+sample_run(double *block, uint32_t blocks, double *all)
+{
+    double    v, next, mine, total;
+    uint32_t  i, b, lane, more, last;
+
+    lane = threadIdx.x % 32;
     total = 0.0;
     last = 0;
+    next = (lane < blocks) ? block[lane] : 0.0;
 
-    for (b = 0; b < blocks; b++) {
-        total += block[b];
-        last = block[b] > 0 ? b : last;
+    for (b = 0; b < blocks; b += 32) {
+        v = next;
+        next = (b + 32 + lane < blocks) ? block[b + 32 + lane] : 0.0;
+        mine = 0.0;
+
+#pragma unroll 8
+        for (i = 0; i < 32; i++) {
+            total += __shfl_sync(CU_ALL_LANES, v, (int) i);
+            mine = (i == lane) ? total : mine;
+        }
+
+        more = __ballot_sync(CU_ALL_LANES, v > 0);
+        last = (more != 0) ? b + 31 - (uint32_t) __clz((int) more) : last;
+
+        if (b + lane < blocks) {
+            block[b + lane] = mine;
+        }
     }
 
-    u = p->u * total;
+    *all = total;
 
-    for (sum = 0.0, b = 0; b < last && u >= sum + block[b]; b++) {
-        sum += block[b];
-    }
+    return last;
+}
 
-    n = r->vocab - b * SAMPLE_BLOCK;
-    n = (n < SAMPLE_BLOCK) ? n : SAMPLE_BLOCK;
+
+/*
+ * The first row of a block that takes `sum`, which is not beyond u, beyond it,
+ * or else the last that weighs anything; by one warp.
+ */
+
+static __device__ __forceinline__ int32_t
+sample_within(const sample_row_t *r, uint32_t begin, double min_p, double u,
+    double sum)
+{
+    double    w[SAMPLE_BLOCK / 32], mine;
+    int32_t   id;
+    uint32_t  i, k, lane, some, beyond;
+
+    lane = threadIdx.x % 32;
     id = -1;
 
-    for (i = 0; i < n && (id < 0 || u >= sum); i++) {
-        w = sample_weight(r, b * SAMPLE_BLOCK + i, p->min_p);
+#pragma unroll
+    for (k = 0; k < SAMPLE_BLOCK / 32; k++) {
+        w[k] = sample_weight(r, sample_one(r, begin + 32 * k + lane), min_p);
+    }
 
-        if (w > 0) {
-            id = (int32_t) (b * SAMPLE_BLOCK + i);
-            sum += w;
+#pragma unroll
+    for (k = 0; k < SAMPLE_BLOCK / 32; k++) {
+        mine = 0.0;
+
+#pragma unroll 8
+        for (i = 0; i < 32; i++) {
+            sum += __shfl_sync(CU_ALL_LANES, w[k], (int) i);
+            mine = (i == lane) ? sum : mine;
+        }
+
+        some = __ballot_sync(CU_ALL_LANES, w[k] > 0);
+        beyond = __ballot_sync(CU_ALL_LANES, u < mine);
+
+        if (beyond != 0) {
+            return (int32_t) (begin + 32 * k) + __ffs((int) beyond) - 1;
+        }
+
+        if (some != 0) {
+            id = (int32_t) (begin + 32 * k) + 31 - __clz((int) some);
         }
     }
 
     return id;
+}
+
+
+/* All rows, in order of ids. */
+
+static __device__ int32_t
+sample_any(const sample_row_t *r, const cu_draw_t *p, double *block,
+    sample_shared_t *s)
+{
+    double    u, total;
+    uint32_t  b, n, last, blocks;
+
+    blocks = (r->vocab + SAMPLE_BLOCK - 1) / SAMPLE_BLOCK;
+
+    sample_sums(r, s->stripe[0], block, [&](float x) {
+        return sample_weight(r, x, p->min_p);
+    });
+
+    __syncthreads();
+
+    if (threadIdx.x < 32) {
+        last = sample_run(block, blocks, &total);
+
+        if (threadIdx.x == 0) {
+            s->total = total;
+            s->last = last;
+        }
+    }
+
+    __syncthreads();
+
+    /* how many blocks u is beyond: sums of more of them are no smaller */
+
+    u = p->u * s->total;
+    last = s->last;
+
+    for (n = 0, b = threadIdx.x; b - threadIdx.x < last; b += SAMPLE_THREADS) {
+        n += (uint32_t) __syncthreads_count(b < last && u >= block[b]);
+    }
+
+    if (threadIdx.x >= 32) {
+        return -1;
+    }
+
+    return sample_within(r, n * SAMPLE_BLOCK, p->min_p, u,
+                         n > 0 ? block[n - 1] : 0.0);
 }
 
 
@@ -198,10 +382,8 @@ static __device__ void
 sample_reach(const sample_row_t *r, const cu_draw_t *p, double *block,
     sample_shared_t *s)
 {
-    double    d, w, sum, total;
-    uint32_t  i, b, n, blocks;
-
-    blocks = (r->vocab + SAMPLE_BLOCK - 1) / SAMPLE_BLOCK;
+    double    sum, total;
+    uint32_t  i, b, n;
 
     for (i = threadIdx.x; i < SAMPLE_BUCKETS; i += SAMPLE_THREADS) {
         s->bucket_w[i] = 0.0;
@@ -211,38 +393,38 @@ sample_reach(const sample_row_t *r, const cu_draw_t *p, double *block,
     s->n = 0;
     __syncthreads();
 
-    for (b = threadIdx.x; b < blocks; b += SAMPLE_THREADS) {
-        sum = 0.0;
+    sample_sums(r, s->stripe[0], block, [&](float x) {
+        double    d, w;
+        uint32_t  k;
 
-        for (i = b * SAMPLE_BLOCK;
-             i < (b + 1) * SAMPLE_BLOCK && i < r->vocab; i++)
-        {
-            d = sample_distance(r, i);
+        d = sample_distance(r, x);
 
-            if (d < SAMPLE_FAR) {
-                n = (uint32_t) (d * SAMPLE_PER_UNIT);
-                atomicAdd(&s->bucket_n[n], 1u);
-
-                if (p->top_k == 0) {
-                    w = sample_exp(d);
-                    atomicAdd(&s->bucket_w[n], w);
-                    sum += w;
-                }
-            }
+        if (d >= SAMPLE_FAR) {
+            return 0.0;
         }
 
-        block[b] = sum;
-    }
+        k = (uint32_t) (d * SAMPLE_PER_UNIT);
+        w = 0.0;
+        atomicAdd(&s->bucket_n[k], 1u);
+
+        if (p->top_k == 0) {
+            w = sample_exp(d);
+            atomicAdd(&s->bucket_w[k], w);
+        }
+
+        return w;
+    });
 
     __syncthreads();
 
+    total = 0.0;
+
+    if (threadIdx.x < 32 && p->top_k == 0) {
+        (void) sample_run(block, (r->vocab + SAMPLE_BLOCK - 1) / SAMPLE_BLOCK,
+                          &total);
+    }
+
     if (threadIdx.x == 0) {
-        total = 0.0;
-
-        for (b = 0; b < blocks; b++) {
-            total += block[b];
-        }
-
         n = 0;
         sum = 0.0;
 
@@ -271,20 +453,30 @@ sample_reach(const sample_row_t *r, const cu_draw_t *p, double *block,
 static __device__ uint32_t
 sample_sorted(const sample_row_t *r, sample_shared_t *s)
 {
+    float     x[8];
     double    d;
-    uint32_t  i, j, k, at, n, size;
+    uint32_t  i, j, k, at, n, last, size;
     uint64_t  a, b;
 
-    for (i = threadIdx.x; i < r->vocab; i += SAMPLE_THREADS) {
-        d = sample_distance(r, i);
+    last = s->last;
 
-        if (d < SAMPLE_FAR && (uint32_t) (d * SAMPLE_PER_UNIT) <= s->last) {
+    for (i = threadIdx.x * 4; i < r->vocab; i += 8 * SAMPLE_THREADS) {
+        sample_four(r, i, x);
+        sample_four(r, i + 4 * SAMPLE_THREADS, x + 4);
+
+#pragma unroll
+        for (k = 0; k < 8; k++) {
+            d = sample_distance(r, x[k]);
+
+            if (d >= SAMPLE_FAR || (uint32_t) (d * SAMPLE_PER_UNIT) > last) {
+                continue;
+            }
+
             at = atomicAdd(&s->n, 1u);
 
             if (at < CU_SAMPLE_SORT) {
-                s->key[at] = (uint64_t) sample_falling(sample_finite(
-                                                           r->row[i])) << 32
-                             | i;
+                s->key[at] = (uint64_t) sample_falling(x[k]) << 32
+                             | (i + k % 4 + k / 4 * 4 * SAMPLE_THREADS);
             }
         }
     }
@@ -324,7 +516,7 @@ sample_sorted(const sample_row_t *r, sample_shared_t *s)
 
     for (i = threadIdx.x; i < n; i += SAMPLE_THREADS) {
         s->weight[i] = sample_exp(sample_distance(r,
-                                                  (uint32_t) s->key[i]));
+                                                  sample_logit(s->key[i])));
     }
 
     __syncthreads();
@@ -406,6 +598,8 @@ sample_draw(const float *logits, uint32_t vocab, const uint8_t *known,
     r.row = logits + (size_t) blockIdx.x * vocab;
     r.known = known;
     r.vocab = vocab;
+    r.wide = (vocab % 4 == 0 && (uintptr_t) logits % 16 == 0
+              && (uintptr_t) known % 4 == 0);
     p = draw[blockIdx.x];
     block += (size_t) blockIdx.x * ((vocab + SAMPLE_BLOCK - 1) / SAMPLE_BLOCK);
 
@@ -419,7 +613,7 @@ sample_draw(const float *logits, uint32_t vocab, const uint8_t *known,
         r.inverse_t = 1.0 / p.temperature;
 
         if (p.top_k == 0 && p.top_p >= 1.0f) {
-            drawn = sample_any(&r, &p, block);
+            drawn = sample_any(&r, &p, block, s);
 
         } else {
             sample_reach(&r, &p, block, s);

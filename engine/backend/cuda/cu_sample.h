@@ -2,11 +2,11 @@
  * Drawing tokens from rows of logits as engine/sample does: the same weights
  * (sample_weight.h), added up in the same order, so the same tokens.
  *
- * All that is added up in an order that matters is added by one thread, or is
- * a block of SAMPLE_BLOCK rows.  The sums by distance are not: they only tell
- * how many of the likeliest rows are worth sorting, with a margin that rounding
- * does not reach.  Where these are more than CU_SAMPLE_SORT the host has to do
- * it.
+ * All that is added up in an order that matters is added one after another,
+ * the rows of a block of SAMPLE_BLOCK and then the blocks.  The sums by
+ * distance are not: they only tell how many of the likeliest rows are worth
+ * sorting, with a margin that rounding does not reach.  Where these are more
+ * than CU_SAMPLE_SORT the host has to do it.
  */
 
 #ifndef CU_SAMPLE_H
