@@ -81,9 +81,10 @@ struct way_s {
     forget_t     forget;             /* in each step; in two of them */
     uint32_t     limit;              /* ms, of a wait for others */
 
-    /* what goes wrong on the last rank, before that step; NULL: nothing */
+    /* what goes wrong on the last rank, and on others, before that step */
     int        (*fault)(rank_t *r);
     uint32_t     at;
+    int        (*others)(rank_t *r);
 };
 
 typedef struct {
@@ -229,6 +230,7 @@ keep(rank_t *r, uint32_t n, int pass)
 static int
 upset(rank_t *r, uint32_t n)
 {
+    int         (*fault)(rank_t *r);
     const way_t  *way;
 
     way = r->way;
@@ -240,11 +242,9 @@ upset(rank_t *r, uint32_t n)
         r->be->forget(r->be);
     }
 
-    if (way->fault == NULL || n != way->at || r->rank != way->ranks - 1) {
-        return 0;
-    }
+    fault = (r->rank == way->ranks - 1) ? way->fault : way->others;
 
-    return way->fault(r);
+    return (fault != NULL && n == way->at) ? fault(r) : 0;
 }
 
 

@@ -108,6 +108,57 @@ stuck(rank_t *r)
 }
 
 
+/* Before a step that others begin. */
+
+static int
+broken(rank_t *r)
+{
+    be_cuda_fail((be_cuda_t *) r->be, "it is broken");
+
+    return 0;
+}
+
+
+static int
+end_broken(be_t *be, char *err)
+{
+    be_cuda_fail((be_cuda_t *) be, "it is broken");
+
+    return be_cuda_end(be, err);
+}
+
+
+/* When it is to be launched, */
+
+static int
+broken_end(rank_t *r)
+{
+    r->be->end = end_broken;
+
+    return 0;
+}
+
+
+static int
+end_late(be_t *be, char *err)
+{
+    nap(LIMIT / 2);
+
+    return be_cuda_end(be, err);
+}
+
+
+/* which others have not begun. */
+
+static int
+late_end(rank_t *r)
+{
+    r->be->end = end_late;
+
+    return 0;
+}
+
+
 static int
 no_kernel(rank_t *r)
 {
@@ -177,6 +228,7 @@ test_shared(void **state)
         { "leaves", 3, 1, 0, 1, 0, STEPS, KEPT, WAIT, leaves, REPLAY },
         { "breaks", 3, 1, 0, 1, 0, STEPS, KEPT, WAIT, breaks, RECORD },
         { "late", 3, 1, 0, 1, 0, STEPS, KEPT, LIMIT, late, REPLAY },
+        { "broken", 3, 1, 0, 1, 0, STEPS, KEPT, WAIT, broken, REPLAY },
         { "no kernel", 3, 1, 0, 1, 0, STEPS, KEPT, WAIT, no_kernel, RECORD },
         { "no recording", 3, 1, 0, 1, 0, STEPS, KEPT, WAIT, no_graph, RECORD },
         { "no graph", 3, 1, 0, 1, 0, STEPS, KEPT, WAIT, no_graph, REPLAY }
@@ -187,9 +239,10 @@ test_shared(void **state)
     ends(&ways[0], 2, "rank 2 left the exchange");
     ends(&ways[1], 3, "rank 2 left the exchange");
     ends(&ways[2], 3, "ms from rank 2");
-    ends(&ways[3], 3, "too many resources");
-    ends(&ways[4], 3, "a recorded step");
+    ends(&ways[3], 3, "it is broken");
+    ends(&ways[4], 3, "too many resources");
     ends(&ways[5], 3, "a recorded step");
+    ends(&ways[6], 3, "a recorded step");
 }
 
 
@@ -201,6 +254,9 @@ test_apart(void **state)
         { "breaks, apart", 3, 3, 0, 1, 0, STEPS, KEPT, WAIT, breaks, RECORD },
         { "late, apart", 3, 3, 0, 1, 0, STEPS, KEPT, LIMIT, late, REPLAY },
         { "stuck, apart", 3, 3, 0, 1, 0, STEPS, KEPT, LIMIT, stuck, REPLAY },
+        { "broken, apart", 3, 3, 0, 1, 0, STEPS, KEPT, WAIT, broken, REPLAY },
+        { "broken end, apart", 3, 3, 0, 1, 0, STEPS, KEPT, WAIT, broken_end,
+          REPLAY, late_end },
         { "no kernel, apart", 3, 3, 0, 1, 0, STEPS, KEPT, WAIT, no_kernel,
           RECORD },
         { "no recording, apart", 3, 3, 0, 1, 0, STEPS, KEPT, LIMIT, no_graph,
@@ -215,9 +271,14 @@ test_apart(void **state)
     ends(&ways[1], 3, "rank 2 left the exchange");
     ends(&ways[2], 3, "ms from rank 2");
     ends(&ways[3], 1, "ms from rank 2 in a recorded step");
-    ends(&ways[4], 3, "too many resources");
-    ends(&ways[5], 3, "a recorded step");
-    ends(&ways[6], 3, "a recorded step");
+    ends(&ways[4], 3, "it is broken");
+    ends(&ways[5], 3, "it is broken");
+    ends(&ways[6], 3, "too many resources");
+
+    /* others may have begun to wait, and tell each other that they give up */
+
+    ends(&ways[7], 2, "a recorded step");
+    ends(&ways[8], 2, "a recorded step");
 }
 
 
