@@ -1,7 +1,6 @@
 /*
  * Products through cuBLASLt, which is loaded when a backend is opened: a build
- * with CUDA starts where its libraries are not.  It has run against a stand-in
- * only (tests/cuda/emu/emu_blas.cc).
+ * with CUDA starts where its libraries are not.
  *
  * cuBLASLt's matrices are by columns.  Ours, y [rows][n] = x [rows][k] w^T, is
  * the same memory as Y = W^T X with Y n by rows, W k by n and X k by rows.
@@ -9,8 +8,8 @@
  * FP8 wants libraries of CUDA 12.9 or newer.  Scales of W are its mode of
  * blocks of 128 x 128: along k one after another, a row of them a multiple of
  * four; those of X its mode of 128 elements: [k / 128][rows], which is how
- * cu_act() makes them if rows are a multiple of four.  Other shapes, and few
- * rows, are left to cu_gemm().
+ * cu_act() makes them if rows are a multiple of four, as be_cuda_step.c sees to
+ * in large steps.  Other shapes, and few rows, are left to cu_gemm().
  *
  * What the heuristic chose for a shape is kept; with recorded steps' few sizes
  * these are few.  With `fixed` it chooses once for a shape of matrix, without

@@ -13,7 +13,8 @@
  *     table             the sequences' KV blocks
  *
  * so that places depend on R and L alone.  A step that may be recorded
- * (be_cuda_record.c) is padded to one of few sizes; rows of padding have the
+ * (be_cuda_record.c) is padded to one of few sizes, and the rows of a large one
+ * with FP8 matrices to a multiple of four, as cuBLASLt wants them; rows of padding have the
  * position CU_NO_ROW and touch neither cache nor experts.
  *
  * Micro-batches are halves of all rows, at the same places.
@@ -26,7 +27,8 @@
 #include "backend/cuda/be_cuda.h"
 
 
-#define STEP_WORD  sizeof(uint32_t)
+#define STEP_WORD      sizeof(uint32_t)
+#define STEP_FP8_ROWS  128           /* that cuBLASLt is asked for */
 
 
 /* Where the arrays are, in words. */
@@ -47,6 +49,8 @@ typedef struct {
 static int step_sequences(be_cuda_t *cuda, const be_batch_t *b,
     uint32_t *blocks);
 static int step_grow(be_cuda_t *cuda, const be_step_t *step, uint32_t blocks);
+static void step_size(const be_cuda_t *cuda, be_step_t *step, uint32_t *rows,
+    uint32_t *last);
 static void step_places(const be_cuda_t *cuda, step_place_t *p, uint32_t rows,
     uint32_t last, uint32_t blocks, int split);
 static void step_parts(be_cuda_t *cuda, be_step_t *step, uint32_t rows);
@@ -105,19 +109,7 @@ be_cuda_begin(be_t *be, be_step_t *step, char *err)
         return -1;
     }
 
-    rows = step->all.n_rows;
-    last = step->last.n_rows;
-
-    if (cuda->say.rows != 0) {
-        rows = cuda->say.rows;
-        last = cuda->say.last;
-        step->some = cuda->say.some;
-
-    } else {
-        step->key = 0;
-    }
-
-    step->split |= cuda->say.split;
+    step_size(cuda, step, &rows, &last);
 
     if (rows == 0) {
         return 0;
@@ -290,6 +282,42 @@ step_grow(be_cuda_t *cuda, const be_step_t *step, uint32_t blocks)
     step_places(cuda, &p, most, most, blocks, step->micro != 0);
 
     return step_room(cuda, p.end * STEP_WORD);
+}
+
+
+/* What the ranks have agreed on, and the sizes that the step is padded to. */
+
+static void
+step_size(const be_cuda_t *cuda, be_step_t *step, uint32_t *rows,
+    uint32_t *last)
+{
+    uint32_t  each, n;
+
+    step->split |= cuda->say.split;
+    *rows = step->all.n_rows;
+    *last = step->last.n_rows;
+
+    if (cuda->say.rows != 0) {
+        *rows = cuda->say.rows;
+        *last = cuda->say.last;
+        step->some = cuda->say.some;
+        return;
+    }
+
+    step->key = 0;
+
+    /* other nodes have no more room than their busiest rank's rows take */
+
+    if (cuda->blas == NULL || !cuda->fp8 || cuda->opt.fixed
+        || *rows < STEP_FP8_ROWS
+        || (cuda->peer != NULL && be_cuda_peer_far(cuda->peer)))
+    {
+        return;
+    }
+
+    each = step->split ? 8 : 4;
+    n = (*rows + each - 1) / each * each;
+    *rows = (n <= step->max_rows) ? n : *rows;
 }
 
 
