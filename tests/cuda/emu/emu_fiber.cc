@@ -1,5 +1,11 @@
 /*
  * Switching stacks, and the pool of them.
+ *
+ * Thread sanitizer is told of no switches: to it, all that fibers do is done by
+ * the OS thread that they are of, so that threads of a launch, which race where
+ * a kernel lets them, are one, and launches of different OS threads are not.
+ * That it counts calls and returns of an OS thread is why no fiber's function
+ * is left: one that is done waits to be used again.
  */
 
 #include <stdint.h>
@@ -16,10 +22,6 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-#if defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
-#endif
-
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
@@ -30,35 +32,52 @@
 
 
 struct emu_pool_t {
-    std::vector<char *>  free;
+    std::vector<emu_fiber_t>  free;
 
     ~emu_pool_t()
     {
-        for (char *stack : free) {
-            munmap(stack - EMU_PAGE, EMU_STACK + EMU_PAGE);
+        for (emu_fiber_t &f : free) {
+#if defined(__SANITIZE_ADDRESS__)
+            __asan_unpoison_memory_region(f.stack, EMU_STACK);
+#endif
+            munmap(f.stack - EMU_PAGE, EMU_STACK + EMU_PAGE);
         }
     }
 };
 
 
 static char *stack_get(void);
-static void fiber_switch_from(emu_home_t *home, emu_fiber_t *f, int last);
+static void fiber_make(emu_fiber_t *f, void (*run)(void));
 
 
 static thread_local emu_pool_t  fiber_pool;
+
+
+void
+emu_fiber_init(emu_fiber_t *f, void (*run)(void))
+{
+    if (!fiber_pool.free.empty()) {
+        *f = fiber_pool.free.back();
+        fiber_pool.free.pop_back();
+        return;
+    }
+
+    fiber_make(f, run);
+    f->fake = NULL;
+}
+
+
+void
+emu_fiber_free(emu_fiber_t *f)
+{
+    fiber_pool.free.push_back(*f);
+}
 
 
 static char *
 stack_get(void)
 {
     void  *p;
-    char  *stack;
-
-    if (!fiber_pool.free.empty()) {
-        stack = fiber_pool.free.back();
-        fiber_pool.free.pop_back();
-        return stack;
-    }
 
     p = mmap(NULL, EMU_STACK + EMU_PAGE, PROT_READ | PROT_WRITE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -69,21 +88,6 @@ stack_get(void)
     }
 
     return (char *) p + EMU_PAGE;
-}
-
-
-void
-emu_fiber_free(emu_fiber_t *f)
-{
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(f->stack, EMU_STACK);
-#endif
-
-#if defined(__SANITIZE_THREAD__)
-    __tsan_destroy_fiber(f->tsan);
-#endif
-
-    fiber_pool.free.push_back(f->stack);
 }
 
 
@@ -117,8 +121,8 @@ __asm__ (
 );
 
 
-void
-emu_fiber_init(emu_fiber_t *f, void (*run)(void))
+static void
+fiber_make(emu_fiber_t *f, void (*run)(void))
 {
     uintptr_t  *top;
 
@@ -130,11 +134,6 @@ emu_fiber_init(emu_fiber_t *f, void (*run)(void))
     top[0] = 0;
     top[-1] = (uintptr_t) run;
     f->sp = top - 7;
-    f->fake = NULL;
-
-#if defined(__SANITIZE_THREAD__)
-    f->tsan = __tsan_create_fiber(0);
-#endif
 }
 
 #else
@@ -149,8 +148,8 @@ emu_switch(void **save, void *to)
 }
 
 
-void
-emu_fiber_init(emu_fiber_t *f, void (*run)(void))
+static void
+fiber_make(emu_fiber_t *f, void (*run)(void))
 {
     ucontext_t  *c;
 
@@ -162,11 +161,6 @@ emu_fiber_init(emu_fiber_t *f, void (*run)(void))
     c->uc_link = NULL;
     makecontext(c, run, 0);
     f->sp = c;
-    f->fake = NULL;
-
-#if defined(__SANITIZE_THREAD__)
-    f->tsan = __tsan_create_fiber(0);
-#endif
 }
 
 #endif
@@ -177,11 +171,6 @@ emu_fiber_resume(emu_home_t *home, emu_fiber_t *f)
 {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&home->fake, f->stack, EMU_STACK);
-#endif
-
-#if defined(__SANITIZE_THREAD__)
-    home->tsan = __tsan_get_current_fiber();
-    __tsan_switch_to_fiber(f->tsan, 0);
 #endif
 
     emu_switch(&home->sp, f->sp);
@@ -195,7 +184,7 @@ emu_fiber_resume(emu_home_t *home, emu_fiber_t *f)
 void
 emu_fiber_yield(emu_home_t *home, emu_fiber_t *f)
 {
-    fiber_switch_from(home, f, 0);
+    emu_fiber_leave(home, f);
     emu_fiber_enter(home, f);
 }
 
@@ -213,25 +202,10 @@ emu_fiber_enter(emu_home_t *home, emu_fiber_t *f)
 
 
 void
-emu_fiber_exit(emu_home_t *home, emu_fiber_t *f)
-{
-    fiber_switch_from(home, f, 1);
-    abort();
-}
-
-
-static void
-fiber_switch_from(emu_home_t *home, emu_fiber_t *f, int last)
+emu_fiber_leave(emu_home_t *home, emu_fiber_t *f)
 {
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_start_switch_fiber(last ? NULL : &f->fake, home->bottom,
-                                   home->size);
-#else
-    (void) last;
-#endif
-
-#if defined(__SANITIZE_THREAD__)
-    __tsan_switch_to_fiber(home->tsan, 0);
+    __sanitizer_start_switch_fiber(&f->fake, home->bottom, home->size);
 #endif
 
     emu_switch(&f->sp, home->sp);

@@ -36,7 +36,8 @@ struct alloc_t {
 };
 
 
-static void memory_check(uintptr_t at, const alloc_t &a, const char *after);
+static void memory_check(uintptr_t at, const alloc_t &a, const char *after)
+    EMU_UNSEEN;
 static void memory_fault(int sig, siginfo_t *info, void *ctx);
 static void memory_handler(void);
 static cudaError_t memory_copy(void *dst, size_t dpitch, const void *src,

@@ -19,6 +19,14 @@
 #define EMU_SMEM_OPTIN  232448       /* where its kernel asked for more */
 
 
+/* Thread sanitizer is slow, and here nothing is shared: its own memory. */
+
+#if defined(__SANITIZE_THREAD__)
+#define EMU_UNSEEN  __attribute__((no_sanitize_thread))
+#else
+#define EMU_UNSEEN
+#endif
+
 typedef std::function<void()>  emu_op_t;
 
 

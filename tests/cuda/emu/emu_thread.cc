@@ -46,11 +46,12 @@ struct windows_t {
 
 static emu_block_t *block_new(emu_launch_t *launch, uint64_t index);
 static void block_free(emu_block_t *block);
-static void block_check(emu_block_t *block);
+static void block_check(emu_block_t *block) EMU_UNSEEN;
 static uint32_t block_pass(emu_block_t *block);
 static int thread_ready(emu_thread_t *t);
 static void thread_resume(emu_thread_t *t);
 static void thread_run(void);
+static void thread_body(emu_thread_t *t);
 static void thread_wait(emu_state_t state, const char *what);
 static void barrier_complete(emu_bar_t *bar);
 static void stuck(std::vector<emu_block_t *> *blocks);
@@ -238,15 +239,27 @@ thread_resume(emu_thread_t *t)
 }
 
 
+/* A fiber is one thread after another. */
+
 static void
 thread_run(void)
 {
-    emu_bar_t     *bar;
-    emu_block_t   *block;
     emu_thread_t  *t;
 
-    t = emu_self;
-    emu_fiber_enter(&emu_home, &t->fiber);
+    for ( ;; ) {
+        t = emu_self;
+        emu_fiber_enter(&emu_home, &t->fiber);
+        thread_body(t);
+        emu_fiber_leave(&emu_home, &t->fiber);
+    }
+}
+
+
+static void
+thread_body(emu_thread_t *t)
+{
+    emu_bar_t     *bar;
+    emu_block_t   *block;
 
     emu_body(emu_body_ctx);
 
@@ -267,8 +280,6 @@ thread_run(void)
     {
         barrier_complete(bar);
     }
-
-    emu_fiber_exit(&emu_home, &t->fiber);
 }
 
 

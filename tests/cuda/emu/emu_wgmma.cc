@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "emu_ptx.h"
+#include "emu_runtime.h"
 
 
 #define GROUP      128
@@ -71,11 +72,11 @@ static emu_group_t *group_of(void);
 static void product_run(product_t *p);
 static void product_read(const product_t *p, std::vector<uint8_t> *raw);
 static void product_lines(uint64_t desc, uint32_t rows, uint32_t k,
-    uint32_t size, int transposed, std::vector<uint8_t> *raw);
+    uint32_t size, int transposed, std::vector<uint8_t> *raw) EMU_UNSEEN;
 static void product_sum(float *d, const float *a, const float *b, uint32_t n,
-    uint32_t k, int add);
+    uint32_t k, int add) EMU_UNSEEN;
 static void product_floats(const uint8_t *raw, uint32_t size, size_t n,
-    float *f);
+    float *f) EMU_UNSEEN;
 static uint32_t place(uint32_t n, uint32_t thread, uint32_t i);
 
 
