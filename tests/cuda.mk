@@ -5,6 +5,10 @@
 # tests/cuda/gpu_*.c and *.cc, which use nothing of the emulator's own and are
 # built once more for a GPU (tests/gpu.mk).  Of the benchmarks a tiny run on the
 # emulator shows that they work: make build/tests/cuda/bench_layer, --small.
+#
+# With SANITIZE=1 or thread they are part of check-unit as well, one with
+# SANITIZE=thread build/tsan/tests/cuda/test_cuda_ranks.  Threads of a launch are
+# one to thread sanitizer, ranks' threads, that wait by flags too, are not.
 
 ifeq ($(origin CXX),default)
 CXX := $(if $(findstring ccache,$(CC)),ccache )g++

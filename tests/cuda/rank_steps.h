@@ -59,6 +59,7 @@ static const uint8_t  script[][SEQS] = {
 };
 
 #define STEPS    (sizeof(script) / sizeof(script[0]))
+#define MOST     (SLOWER == 1 ? STEPS : 12)
 #define REPLAY   4                   /* a step that is replayed, */
 #define RECORD   2                   /* and one that is recorded */
 
