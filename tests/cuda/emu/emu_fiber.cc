@@ -5,7 +5,8 @@
  * the OS thread that they are of, so that threads of a launch, which race where
  * a kernel lets them, are one, and launches of different OS threads are not.
  * That it counts calls and returns of an OS thread is why no fiber's function
- * is left: one that is done waits to be used again.
+ * is left: one that is done waits to be used again.  Stacks that it prints have
+ * frames of such fibers among their outermost.
  */
 
 #include <stdint.h>
