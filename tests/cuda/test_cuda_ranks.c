@@ -193,7 +193,7 @@ test_forget(void **state)
 }
 
 
-/* Of every step that may, and of those of five rows and more. */
+/* Of every step, and of those of four rows and more. */
 
 static void
 test_micro(void **state)
