@@ -93,6 +93,7 @@ be_cuda_peer_send(be_t *be, be_peer_t *const *all, const be_peer_send_t *send)
     s.home = place->home;
     s.slot = place->slot;
     s.load = send->load;
+    s.stop = be_cuda_flags_stop(p);
     part->slots = send->slots;
     part->home = NULL;
 

@@ -106,6 +106,10 @@ exchange_send(cu_exchange_t e, cu_peers_t to, cu_exchange_send_t s)
 
     cu_begin();
 
+    if (*s.stop != 0) {
+        return;
+    }
+
     if (blockIdx.x == 0 && threadIdx.x < e.ranks) {
         to.rows[threadIdx.x][to.from[threadIdx.x]] = s.rows;
     }
@@ -142,10 +146,6 @@ exchange_pairs(cu_exchange_t e, cu_peers_t peers, cu_exchange_pairs_t p)
 
     cu_begin();
 
-    lane = threadIdx.x % 32;
-    n = (lane < e.ranks)
-        ? min(peers.rows[e.rank][lane], e.most) * e.top_k : 0;
-
     if (*p.stop != 0) {
         if (threadIdx.x == 0) {
             p.offset[blockIdx.x] = 0;
@@ -153,6 +153,10 @@ exchange_pairs(cu_exchange_t e, cu_peers_t peers, cu_exchange_pairs_t p)
 
         return;
     }
+
+    lane = threadIdx.x % 32;
+    n = (lane < e.ranks)
+        ? min(peers.rows[e.rank][lane], e.most) * e.top_k : 0;
 
     s.of = peers.slot[e.rank];
     s.stride = (size_t) e.max_rows * e.top_k;

@@ -67,7 +67,8 @@ typedef struct {
  * their experts.  Homes of expert e are first[e] … first[e + 1] - 1, rank
  * home[h], slot[h]; of several, (rank * max_rows + row + e) modulo their number
  * is taken.  `pos` NULL, or rows at CU_NO_ROW are padding.  `load`, if given,
- * counts this rank's pairs of each expert.
+ * counts this rank's pairs of each expert.  Nothing goes if *stop is not 0: the
+ * others may be reading what came before, and nobody waits for them any more.
  */
 
 typedef struct {
@@ -79,6 +80,7 @@ typedef struct {
     const uint8_t   *home;
     const uint32_t  *slot;
     uint32_t        *load;
+    const uint32_t  *stop;
 } cu_exchange_send_t;
 
 int cu_exchange_send(const cu_exchange_t *e, const cu_peers_t *to,

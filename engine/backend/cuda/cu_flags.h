@@ -42,7 +42,8 @@
  *
  * A wait has a limit.  A rank that has waited so long notes whom it waited for,
  * stores its number with the lowest bit set, so that all others give up as
- * well, and waits no more; pairs that it was sent count as none then.
+ * well, and waits no more; it sends no rows then, and pairs that it was sent
+ * count as none.
  *
  * A kernel that polls must not keep another rank's from running: one rank on a
  * device, and a block of one warp.
