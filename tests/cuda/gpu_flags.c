@@ -17,6 +17,7 @@
 
 #define RANKS  3
 #define SELF   1
+#define PART   1
 #define SHORT  ((uint64_t) 20000000)          /* ns; that is waited for, */
 #define LONG   ((uint64_t) 100000000000)      /* and this is not */
 #define NAP    50000000                       /* ns, of one who comes late */
@@ -25,7 +26,7 @@ typedef struct {
     const char  *name;
     uint32_t     count;              /* the last meeting's number */
     uint32_t     word[2];            /* of ranks 0 and 2 */
-    uint32_t     stop;
+    uint32_t     stop;               /* 1: of its own part, 2: of the other */
     uint64_t     limit;
 
     uint32_t     sent;               /* then: to both, */
@@ -38,7 +39,7 @@ typedef struct {
 typedef struct {
     uint32_t  word[RANKS][RANKS];
     uint32_t  count;
-    uint32_t  stop;
+    uint32_t  stop[2];
     uint32_t  late;
 } words_t;
 
@@ -75,7 +76,8 @@ words_make(cu_flags_t *f, uint64_t limit)
     }
 
     f->count = &w->count;
-    f->stop = &w->stop;
+    f->part = PART;
+    f->stop = w->stop;
     f->late = &w->late;
     f->limit = limit;
 
@@ -93,7 +95,8 @@ check(const meeting_t *m)
 
     w = words_make(&f, m->limit);
     w->count = m->count;
-    w->stop = m->stop;
+    w->stop[PART] = (m->stop == 1);
+    w->stop[!PART] = (m->stop == 2);
     w->word[SELF][0] = m->word[0];
     w->word[SELF][2] = m->word[1];
 
@@ -105,12 +108,13 @@ check(const meeting_t *m)
         fail_msg("%s: it gives up at once", m->name);
     }
 
-    if (w->count != m->count + 2 || w->stop != m->stopped
+    if (w->count != m->count + 2 || w->stop[PART] != m->stopped
+        || w->stop[!PART] != (m->stop == 2)
         || w->late != m->late || w->word[0][SELF] != m->sent
         || w->word[2][SELF] != m->sent)
     {
         fail_msg("%s: number %x, sent %x and %x, stop %u, late %x", m->name,
-                 w->count, w->word[0][SELF], w->word[2][SELF], w->stop,
+                 w->count, w->word[0][SELF], w->word[2][SELF], w->stop[PART],
                  w->late);
     }
 
@@ -165,7 +169,8 @@ test_given_up(void **state)
         { "told by one ahead", 10, { 10, 15 }, 0, LONG, 13, 1,
           3 | CU_FLAGS_OTHER },
         { "its own", 10, { 10, 10 }, 1, LONG, 13, 1, 0 },
-        { "its own, all here", 10, { 12, 12 }, 1, LONG, 13, 1, 0 }
+        { "its own, all here", 10, { 12, 12 }, 1, LONG, 13, 1, 0 },
+        { "of the other part", 10, { 12, 12 }, 2, LONG, 13, 1, 0 }
     };
     uint32_t                i;
 
@@ -251,7 +256,7 @@ test_waits(void **state)
 
     assert_int_equal(atomic_load(&came), 1);
     assert_int_equal(w->late, 0);
-    assert_int_equal(w->stop, 0);
+    assert_int_equal(w->stop[0] | w->stop[1], 0);
 
     pthread_join(thread, NULL);
     CU_OK(cudaFreeHost(w));

@@ -153,11 +153,78 @@ test_sizes(void **state)
 }
 
 
+/*
+ * Tables of all rows, of halves and of the last rows lie apart, also in a step
+ * that is larger than the one that its memory was taken for.
+ */
+
+static void
+test_rope(void **state)
+{
+    char              err[ERR_LEN];
+    be_t             *be;
+    float             freq[32], *room;
+    uint32_t          i, k;
+    be_step_t         s;
+    be_cuda_t        *cuda;
+    be_rope_t         rope;
+    const float      *at[CUDA_BATCHES];
+    be_options_t      opt;
+
+    static const uint32_t     sizes[] = { 112, 128, 131, 160, 201 };
+    static const size_case_t  way = { 0, ROWS, 0, 1, 0, 1, 0 };
+
+    (void) state;
+
+    memset(freq, 0, sizeof(freq));
+    memset(&rope, 0, sizeof(rope));
+    rope.dim = 64;
+    rope.freq = freq;
+    rope.mscale = 1;
+
+    memset(&opt, 0, sizeof(opt));
+    opt.compute = BE_BF16;
+    be = be_cuda_open(&opt, err);
+    assert_non_null(be);
+    cuda = (be_cuda_t *) be;
+
+    for (i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        step_make(&s, &way);
+        s.all.n_rows = sizes[i];
+        s.last.n_rows = sizes[i];
+        s.row = pos;
+        s.max_last = ROWS;
+        assert_int_equal(be->begin(be, &s, err), 0);
+
+        for (k = 0; k < CUDA_BATCHES; k++) {
+            at[k] = be_cuda_rope(cuda, &cuda->batch[k], &rope);
+            assert_non_null(at[k]);
+        }
+
+        room = cuda->scratch[CUDA_ROPE];
+        assert_ptr_equal(at[CUDA_PART], room);
+        assert_true(at[CUDA_PART] + s.part[0].n_rows * 64
+                    <= at[CUDA_PART + 1]);
+        assert_true(at[CUDA_PART + 1] + s.part[1].n_rows * 64
+                    <= at[CUDA_LAST]);
+        assert_true(at[CUDA_ALL] + sizes[i] * 64 <= at[CUDA_LAST]);
+        assert_true(at[CUDA_LAST] + sizes[i] * 64
+                    <= room + cuda->scratch_size[CUDA_ROPE] / sizeof(float));
+
+        assert_int_equal(be->sync(be, err), 0);
+        assert_int_equal(be->end(be, err), 0);
+    }
+
+    be->close(be);
+}
+
+
 int
 main(void)
 {
     const struct CMUnitTest  tests[] = {
-        cmocka_unit_test(test_sizes)
+        cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_rope)
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

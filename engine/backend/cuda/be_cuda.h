@@ -17,8 +17,8 @@
  *     be_cuda_blas.c     cuBLASLt
  *     be_cuda_peer.c     memory that other ranks write
  *     be_cuda_peer_rows.c   rows to and from them
- *     be_cuda_peer_flags.c  waiting for them where nobody's thread does
  *     be_cuda_peer_far.c the same for those of other nodes
+ *     be_cuda_peer_flags.c  waiting for ranks where nobody's thread does
  *     be_cuda_nccl.c     NCCL, which brings these
  *     cu_*.cu, cu_*.h    kernels, behind C functions that queue them
  *
@@ -113,7 +113,7 @@ typedef enum {
     CUDA_SCRATCH_MAX
 } cuda_scratch_t;
 
-/* Whose BF16 or FP8 copy there is in CUDA_ACT_H or CUDA_ACT_H8. */
+/* Whose BF16 or FP8 copy there is in CUDA_ACT_H or CUDA_ACT_H8, or in _2. */
 
 typedef struct {
     const float         *x;

@@ -358,6 +358,12 @@ be_cuda_nccl_wait(cuda_nccl_t *n)
 
         done = cudaStreamQuery(n->cuda->stream);
 
+        if (done == cudaSuccess && n->stream != NULL
+            && n->stream != n->cuda->stream)
+        {
+            done = cudaStreamQuery(n->stream);
+        }
+
         if (done != cudaErrorNotReady) {
             done = (cudaError_t) be_cuda_check(n->cuda, done, "a kernel");
             return failed ? -1 : (int) done;

@@ -40,7 +40,7 @@ void be_cuda_nccl_recv(cuda_nccl_t *n, uint32_t rank, void *data,
     size_t size);
 int be_cuda_nccl_end(cuda_nccl_t *n);
 
-/* Waits until the stream is done.  0, or -1: failed. */
+/* Waits until both streams are done.  0, or -1: failed. */
 int be_cuda_nccl_wait(cuda_nccl_t *n);
 
 #endif /* BE_CUDA_NCCL_H */

@@ -13,7 +13,7 @@
 /* Words of the device; those that others store into have their own line. */
 
 #define FLAGS_COUNT  32
-#define FLAGS_STOP   33
+#define FLAGS_STOP   34              /* two, by part */
 #define FLAGS_WORDS  64
 
 _Static_assert(CU_FLAGS_RANKS == BE_PEERS_MAX
@@ -81,6 +81,7 @@ be_cuda_flags_meet(be_peer_t *p)
     f.count = p->flags + FLAGS_COUNT;
     f.stop = p->flags + FLAGS_STOP;
     f.late = p->late;
+    f.part = (p->cuda->part == 2);
     f.limit = (uint64_t) p->opt.timeout_ms * 1000000;
 
     (void) be_cuda_check(p->cuda, cu_flags_meet(&f, be_peer_stream(p)),
@@ -92,6 +93,13 @@ const uint32_t *
 be_cuda_flags_stop(const be_peer_t *p)
 {
     return p->flags + FLAGS_STOP;
+}
+
+
+const uint32_t *
+be_cuda_flags_stopped(const be_peer_t *p)
+{
+    return p->flags + FLAGS_STOP + (p->cuda->part == 2);
 }
 
 
@@ -210,10 +218,22 @@ be_cuda_peer_tell(be_cuda_t *cuda)
 }
 
 
-/* By the rank's thread, as captures are ended by those that began them. */
+/*
+ * By the rank's thread, as captures are ended by those that began them.  What is
+ * queued may still store to other ranks, which are closed one by one; all waits
+ * there end, as those for NCCL do elsewhere.
+ */
 
 void
 be_cuda_peer_stop(be_t *be)
 {
-    be_cuda_record_stop((be_cuda_t *) be);
+    be_cuda_t  *cuda;
+
+    cuda = (be_cuda_t *) be;
+    be_cuda_record_stop(cuda);
+
+    if (cuda->peer != NULL && cuda->peer->nccl == NULL) {
+        (void) cudaStreamSynchronize(cuda->stream);
+        (void) cudaStreamSynchronize(cuda->peer->beside);
+    }
 }

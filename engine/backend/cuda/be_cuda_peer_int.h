@@ -126,7 +126,8 @@ const peer_place_t *be_cuda_peer_place(be_peer_t *p,
 int be_cuda_flags_open(be_peer_t *p);
 void be_cuda_flags_close(be_peer_t *p);
 void be_cuda_flags_meet(be_peer_t *p);
-const uint32_t *be_cuda_flags_stop(const be_peer_t *p);
+const uint32_t *be_cuda_flags_stop(const be_peer_t *p);     /* [2] by part */
+const uint32_t *be_cuda_flags_stopped(const be_peer_t *p);  /* of that part */
 
 /* be_cuda_peer_far.c; 0, or -1 with the reason. */
 int be_cuda_far_memory(be_peer_t *p, char *err);

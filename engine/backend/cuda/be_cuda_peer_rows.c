@@ -11,7 +11,8 @@
  * wait for each other, and be_cuda_record.c says what is there instead.
  *
  * Of a step in two micro-batches, 1 and 2, what is sent and returned goes by a
- * stream of its own, `beside`, whose kernels are few blocks and come first.
+ * stream of its own, `beside`, whose kernels are few blocks and come first
+ * where a multiprocessor is free.
  * With A the stream of the rank and B that one, in a layer:
  *
  *     A   keys, attention, router of 1   of 2   experts of 1   of 2
@@ -31,8 +32,10 @@
 
 /*
  * Blocks of what is copied beside other work.  Each has as many threads as
- * there may be, so that it takes a multiprocessor to itself, and the others are
- * left to products, which take one whole.
+ * there may be, so that it takes a multiprocessor to itself.  It gets one when a
+ * block of another kernel ends, and products and attention, which divide their
+ * work among all multiprocessors, then have some blocks wait for others: whether
+ * they should leave these out from the start is to be measured.
  */
 
 #define PEER_BESIDE  20
@@ -330,7 +333,7 @@ be_cuda_peer_pairs(be_t *be, be_peer_t *const *all,
     }
 
     s.slots = part->slots;
-    s.stop = be_cuda_flags_stop(p);
+    s.stop = be_cuda_flags_stopped(p);
     s.offset = (uint32_t *) (void *) m;
     s.row = (uint32_t *) (void *) (m + at);
     s.y = (float **) (void *) (m + at + each);

@@ -442,7 +442,9 @@ record_make(be_cuda_t **all, uint32_t n)
     }
 
     if (rc == 0) {
-        rc = cudaGraphInstantiate(exec, graph, 0);
+        rc = cudaGraphInstantiate(exec, graph, cuda->say.split
+                                      ? cudaGraphInstantiateFlagUseNodePriority
+                                      : 0);
     }
 
     /* not at its first launch, when others may wait for it already */

@@ -14,8 +14,8 @@
  *
  * so that places depend on R and L alone.  A step that may be recorded
  * (be_cuda_record.c) is padded to one of few sizes, and the rows of a large one
- * with FP8 matrices to a multiple of four, as cuBLASLt wants them; rows of padding have the
- * position CU_NO_ROW and touch neither cache nor experts.
+ * with FP8 matrices to a multiple of four, as cuBLASLt wants them; rows of
+ * padding have the position CU_NO_ROW and touch neither cache nor experts.
  *
  * Micro-batches are halves of all rows, at the same places.
  */
@@ -111,11 +111,12 @@ be_cuda_begin(be_t *be, be_step_t *step, char *err)
 
     step_size(cuda, step, &rows, &last);
 
+    cuda->splits += step->split;
+
     if (rows == 0) {
         return 0;
     }
 
-    cuda->splits += step->split;
     step_places(cuda, &p, rows, last, blocks, step->split);
     step_parts(cuda, step, rows);
 
@@ -655,19 +656,19 @@ be_cuda_rope(be_cuda_t *cuda, cuda_batch_t *b, const be_rope_t *rope)
         }
     }
 
-    /* all rows, or in two halves, then those that give logits */
+    /* all rows, or in two halves, which end 63 later at most; then the last */
 
     most = (size_t) cuda->batch[CUDA_ALL].b.rows * rope->dim;
     first = (size_t) cuda->batch[CUDA_PART].b.rows * rope->dim;
     first = (first + 63) / 64 * 64;
     room = be_cuda_scratch(cuda, CUDA_ROPE,
-                           (2 * most + 3 * 64) * sizeof(float));
+                           (2 * most + 2 * 64) * sizeof(float));
 
     if (room == NULL) {
         return NULL;
     }
 
-    b->rope = (b == &cuda->batch[CUDA_LAST]) ? room + first
+    b->rope = (b == &cuda->batch[CUDA_LAST]) ? room + 64
                                                + (most + 63) / 64 * 64
               : (b == &cuda->batch[CUDA_PART + 1]) ? room + first
               : room;

@@ -106,7 +106,7 @@ exchange_send(cu_exchange_t e, cu_peers_t to, cu_exchange_send_t s)
 
     cu_begin();
 
-    if (*s.stop != 0) {
+    if ((s.stop[0] | s.stop[1]) != 0) {
         return;
     }
 

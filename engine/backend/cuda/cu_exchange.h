@@ -15,6 +15,9 @@
  *     rows    [R]             how many there are of each rank
  *     inbox   [M * K][hidden] BF16: contributions to this rank's own rows
  *
+ * Of two micro-batches each has `rows` of its own; the second one's begin in
+ * the middle of M, which is where its x, scale, slot and inbox point.
+ *
  * For a rank whose memory cannot be reached there is memory of one's own that
  * is written instead and then sent: x, scale, slot and rows as of one rank
  * (R = 1), and `inbox` or `contrib` for its rows.
@@ -67,8 +70,9 @@ typedef struct {
  * their experts.  Homes of expert e are first[e] … first[e + 1] - 1, rank
  * home[h], slot[h]; of several, (rank * max_rows + row + e) modulo their number
  * is taken.  `pos` NULL, or rows at CU_NO_ROW are padding.  `load`, if given,
- * counts this rank's pairs of each expert.  Nothing goes if *stop is not 0: the
- * others may be reading what came before, and nobody waits for them any more.
+ * counts this rank's pairs of each expert.  Nothing goes if one of two
+ * words at `stop` is not 0: the others may be reading what came before, and
+ * nobody waits for them any more.
  */
 
 typedef struct {

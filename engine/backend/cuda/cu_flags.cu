@@ -18,12 +18,16 @@ flags_meet(cu_flags_t f)
     lane = threadIdx.x;
     other = (lane < f.ranks && lane != f.rank);
     want = *f.count + 2;
-    late = *f.stop != 0;
+    late = (f.stop[0] | f.stop[1]) != 0;
 
     __syncwarp();
 
     if (lane == 0) {
         *f.count = want;
+
+        if (late) {
+            f.stop[f.part] = 1;
+        }
     }
 
     /* of what other threads have stored, too */
@@ -53,7 +57,7 @@ flags_meet(cu_flags_t f)
     }
 
     if (lane == 0) {
-        *f.stop = 1;
+        f.stop[f.part] = 1;
         *f.late = (gone != 0) ? (uint32_t) __ffs((int) gone) | CU_FLAGS_OTHER
                               : (uint32_t) __ffs((int) missing);
         __threadfence_system();

@@ -43,7 +43,9 @@
  * A wait has a limit.  A rank that has waited so long notes whom it waited for,
  * stores its number with the lowest bit set, so that all others give up as
  * well, and waits no more; it sends no rows then, and pairs that it was sent
- * count as none.
+ * count as none.  Each micro-batch has a word for that, which its own meetings
+ * set if either is set: those of the other may end while its pairs are sorted,
+ * and all blocks of threads must find the same there.
  *
  * A kernel that polls must not keep another rank's from running: one rank on a
  * device, and a block of one warp.
@@ -69,7 +71,9 @@ typedef struct {
     uint32_t   rank;                 /* this one */
     uint32_t  *flag[CU_FLAGS_RANKS]; /* of each rank, its words [ranks] */
     uint32_t  *count;                /* the device's: the last number */
-    uint32_t  *stop;                 /* not 0: it waits no more */
+    uint32_t   part;                 /* 0, 1: whose meeting it is */
+    uint32_t  *stop;                 /* [2], by part; one is not 0: it waits no
+                                        more */
     uint32_t  *late;                 /* the host's: 1 + whom it waited for */
     uint64_t   limit;                /* ns */
 } cu_flags_t;

@@ -112,6 +112,7 @@ enum cudaDriverEntryPointQueryResult {
 
 #define cudaStreamDefault              0
 #define cudaStreamNonBlocking          1
+#define cudaGraphInstantiateFlagUseNodePriority  8
 #define cudaEventDefault               0
 #define cudaEventBlockingSync          1
 #define cudaEventDisableTiming         2
