@@ -1,6 +1,7 @@
 /*
  * The exchange between ranks on devices of several nodes: those of a node as
- * ep_peer_open() makes it, with NCCL to those of other nodes (ep_peer.c).
+ * ep_peer_open() makes it, with NCCL to those of other nodes (ep_peer.c, but
+ * ep_nccl.c opens it).
  *
  * The nodes swap one frame when it is opened; node 0 puts NCCL's id into it:
  *

@@ -136,6 +136,7 @@ model_rows_begin(model_rank_t *mr, model_rows_t *f, const be_batch_t *batch,
     be_step_t  *s;
 
     s = &f->step;
+    memset(s, 0, sizeof(be_step_t));
     s->all = *batch;
     s->all.device = NULL;
     s->last = s->all;
@@ -143,10 +144,6 @@ model_rows_begin(model_rank_t *mr, model_rows_t *f, const be_batch_t *batch,
     s->from = from;
     s->max_rows = mr->opt.max_rows;
     s->max_last = mr->opt.max_logits;
-    s->micro = 0;
-    s->most = 0;
-    s->split = 0;
-    memset(s->part, 0, sizeof(s->part));
 
     if (mr->ex->micro != 0 && !(key & MODEL_KEY_DRAFT)) {
         s->micro = mr->ex->micro;

@@ -87,12 +87,15 @@ struct be_kv_s {
     uint8_t         *stage;          /* pinned, a block of all layers */
 };
 
-/* Scratch memory by use; each grows to the largest step so far. */
+/*
+ * Scratch memory by use; each grows to the largest step so far.  Behind what
+ * micro-batches do not share there is that of the second one.
+ */
 
 typedef enum {
     CUDA_ACT_H = 0,                  /* what norm() left for products */
+    CUDA_ACT_H_2,
     CUDA_ACT_H8,                     /* the same in FP8 */
-    CUDA_ACT_H_2,                    /* of the second micro-batch */
     CUDA_ACT_H8_2,
     CUDA_ACT,                        /* inputs of a product */
     CUDA_ACT2,
@@ -107,8 +110,8 @@ typedef enum {
     CUDA_ATTEND,
     CUDA_EXPAND,
     CUDA_PAIRS_PEER,                 /* pairs of several ranks */
+    CUDA_PAIRS_PEER_2,
     CUDA_PAIRS_Y,                    /* and what is made of them */
-    CUDA_PAIRS_PEER_2,               /* of the second micro-batch */
     CUDA_PAIRS_Y_2,
     CUDA_SCRATCH_MAX
 } cuda_scratch_t;
@@ -289,6 +292,15 @@ typedef struct {
     cuda_expand_t        expand;
     be_peer_t           *peer;       /* NULL: it exchanges with nobody */
 } be_cuda_t;
+
+
+/* Of what there is for each micro-batch, which one: the whole has the first. */
+
+static inline uint32_t
+be_cuda_half(const be_cuda_t *cuda)
+{
+    return cuda->part == 2;
+}
 
 
 /* be_cuda.c */

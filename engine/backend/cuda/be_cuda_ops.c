@@ -18,7 +18,7 @@ static const uint32_t *ops_rows(be_cuda_t *cuda, const uint32_t *row);
 cuda_made_t *
 be_cuda_made(be_cuda_t *cuda)
 {
-    return &cuda->made[cuda->part == 2];
+    return &cuda->made[be_cuda_half(cuda)];
 }
 
 
@@ -138,11 +138,8 @@ be_cuda_input(be_cuda_t *cuda, const float *x, uint32_t all, uint32_t row,
 static cuda_scratch_t
 ops_kept(const be_cuda_t *cuda, cu_mm_type_t type)
 {
-    if (cuda->part == 2) {
-        return (type == CU_MM_FP8) ? CUDA_ACT_H8_2 : CUDA_ACT_H_2;
-    }
-
-    return (type == CU_MM_FP8) ? CUDA_ACT_H8 : CUDA_ACT_H;
+    return (type == CU_MM_FP8 ? CUDA_ACT_H8 : CUDA_ACT_H)
+           + be_cuda_half(cuda);
 }
 
 

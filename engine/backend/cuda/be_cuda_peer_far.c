@@ -131,7 +131,7 @@ be_cuda_far_send(be_peer_t *p)
     uint32_t     i, part;
     peer_far_t  *f;
 
-    part = (p->cuda->part == 2);
+    part = be_cuda_half(p->cuda);
     base = be_peer_base(p);
     most = p->part[part].e.most;
     x = most * p->e.row_bytes;

@@ -81,7 +81,7 @@ be_cuda_flags_meet(be_peer_t *p)
     f.count = p->flags + FLAGS_COUNT;
     f.stop = p->flags + FLAGS_STOP;
     f.late = p->late;
-    f.part = (p->cuda->part == 2);
+    f.part = be_cuda_half(p->cuda);
     f.limit = (uint64_t) p->opt.timeout_ms * 1000000;
 
     (void) be_cuda_check(p->cuda, cu_flags_meet(&f, be_peer_stream(p)),
@@ -99,7 +99,7 @@ be_cuda_flags_stop(const be_peer_t *p)
 const uint32_t *
 be_cuda_flags_stopped(const be_peer_t *p)
 {
-    return p->flags + FLAGS_STOP + (p->cuda->part == 2);
+    return p->flags + FLAGS_STOP + be_cuda_half(p->cuda);
 }
 
 

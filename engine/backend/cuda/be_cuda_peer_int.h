@@ -82,7 +82,7 @@ struct be_peer_s {
 static inline peer_part_t *
 be_peer_part(be_peer_t *p)
 {
-    return &p->part[p->cuda->part == 2];
+    return &p->part[be_cuda_half(p->cuda)];
 }
 
 
@@ -100,7 +100,7 @@ be_peer_stream(const be_peer_t *p)
 static inline size_t
 be_peer_base(const be_peer_t *p)
 {
-    return p->cuda->part == 2 ? (p->opt.max_rows + 1) / 2 : 0;
+    return be_cuda_half(p->cuda) * (size_t) ((p->opt.max_rows + 1) / 2);
 }
 
 

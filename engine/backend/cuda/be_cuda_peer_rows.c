@@ -12,8 +12,8 @@
  *
  * Of a step in two micro-batches, 1 and 2, what is sent and returned goes by a
  * stream of its own, `beside`, whose kernels are few blocks and come first
- * where a multiprocessor is free.
- * With A the stream of the rank and B that one, in a layer:
+ * where a multiprocessor is free.  With A the stream of the rank and B that
+ * one, in a layer:
  *
  *     A   keys, attention, router of 1   of 2   experts of 1   of 2
  *     B                          send 1   send 2    return 1    return 2
@@ -132,13 +132,13 @@ peer_table(const be_peer_t *p, be_peer_t *const *all,
 {
     void              *out;
     size_t             base, pairs;
-    uint32_t           i, rows;
+    uint32_t           i, half;
     const peer_far_t  *f;
 
     memset(t, 0, sizeof(cu_peers_t));
     base = be_peer_base(p);
     pairs = base * p->opt.top_k * p->opt.hidden;
-    rows = (p->cuda->part == 2) ? p->opt.ranks : 0;
+    half = be_cuda_half(p->cuda);
 
     for (i = 0; i < p->opt.ranks; i++) {
 
@@ -149,7 +149,7 @@ peer_table(const be_peer_t *p, be_peer_t *const *all,
             t->x[i] = f->x;
             t->scale[i] = f->scale;
             t->slot[i] = f->slot;
-            t->rows[i] = f->rows + (rows != 0);
+            t->rows[i] = f->rows + half;
             t->inbox[i] = p->opt.exact ? NULL : out;
             t->contrib[i] = p->opt.exact ? out : NULL;
 
@@ -158,7 +158,7 @@ peer_table(const be_peer_t *p, be_peer_t *const *all,
             t->x[i] = all[i]->x;
             t->scale[i] = all[i]->scale;
             t->slot[i] = all[i]->slot;
-            t->rows[i] = all[i]->rows + rows;
+            t->rows[i] = all[i]->rows + half * p->opt.ranks;
             t->inbox[i] = p->opt.exact ? NULL : all[i]->inbox + pairs;
             t->contrib[i] = (sends != NULL) ? sends[i].contrib : NULL;
         }
@@ -239,7 +239,7 @@ peer_wait(be_cuda_t *cuda, be_peer_t *const *all, int returned)
     cudaEvent_t   event;
     peer_part_t  *part;
 
-    k = (cuda->part == 2);
+    k = be_cuda_half(cuda);
     part = &cuda->peer->part[k];
 
     if (cuda->part != 0
@@ -315,14 +315,12 @@ be_cuda_peer_pairs(be_t *be, be_peer_t *const *all,
     pairs->n_experts = part->slots;
     pairs->max = (uint32_t) max;
 
-    m = be_cuda_scratch(cuda, cuda->part == 2 ? CUDA_PAIRS_PEER_2
-                                              : CUDA_PAIRS_PEER,
+    m = be_cuda_scratch(cuda, CUDA_PAIRS_PEER + be_cuda_half(cuda),
                         at + each + 2 * max * sizeof(float *));
     part->stage = NULL;
 
     if (m != NULL && !p->opt.exact) {
-        part->stage = be_cuda_scratch(cuda, cuda->part == 2 ? CUDA_PAIRS_Y_2
-                                                            : CUDA_PAIRS_Y,
+        part->stage = be_cuda_scratch(cuda, CUDA_PAIRS_Y + be_cuda_half(cuda),
                                       max * p->opt.hidden * sizeof(uint16_t));
     }
 
@@ -451,7 +449,7 @@ be_cuda_peer_collect(be_t *be, be_peer_t *const *all,
 const uint16_t *
 be_cuda_peer_inbox(const be_peer_t *p, const float *contrib)
 {
-    if (contrib != p->part[p->cuda->part == 2].home) {
+    if (contrib != p->part[be_cuda_half(p->cuda)].home) {
         return NULL;
     }
 
@@ -462,7 +460,7 @@ be_cuda_peer_inbox(const be_peer_t *p, const float *contrib)
 uint16_t *
 be_cuda_peer_stage(const be_peer_t *p)
 {
-    return p->part[p->cuda->part == 2].stage;
+    return p->part[be_cuda_half(p->cuda)].stage;
 }
 
 
